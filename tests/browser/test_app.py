@@ -1,0 +1,104 @@
+"""The app as a person uses it: a real JupyterLab, a real browser, the real demo model.
+
+Screenshots of each step go to the folder that WORKBENCH_SCREENSHOTS names, if it is set;
+the README's come from there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.browser import lab
+from workbench.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=60_000)  # the machine that runs the tests may be slow
+
+CELL = "import workbench as wb\n\napp = wb.app()\napp"
+
+
+def step(page: Page, name: str) -> None:
+    page.locator(".wb-step", has_text=name).click()
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.locator(f".jupyter-button:visible:text-is('{name}')")
+
+
+def cells(page: Page) -> Locator:
+    return page.locator(".wbg-cell:visible")
+
+
+def picture(page: Page, name: str) -> None:
+    if folder := os.environ.get("WORKBENCH_SCREENSHOTS"):
+        page.evaluate("document.querySelector('.wb-app').scrollIntoView()")
+        page.wait_for_timeout(1500)  # for what is still being drawn
+        page.screenshot(path=Path(folder) / f"app-{name}.png")
+
+
+def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, tmp_path: Path):
+    lab.notebook(tmp_path / "app.ipynb", [CELL])
+    with lab.jupyterlab(tmp_path) as address, lab.opened(chromium, address, "app.ipynb") as page:
+        page.evaluate(lab.RUN_ALL)
+
+        # The first step is plain: open a model.
+        button(page, "Open").click()
+        expect(page.locator(".wb-facts:visible")).to_contain_text("apache-2.0")
+        expect(page.locator(".wb:visible").first).to_contain_text("4-bit grid")
+        picture(page, "load")
+
+        # A running job is cancelled within a second, and what it finished is kept.
+        step(page, "Quantize")
+        measure = page.locator(".jupyter-button.mod-primary:visible")
+        expect(measure).to_have_text("Measure 8 formats")
+        measure.click()
+        expect(page.locator(".wb-progress:visible")).to_contain_text("blk.")
+        picture(page, "measuring")
+        button(page, "Cancel").click()
+        expect(page.locator(".wb-progress:visible")).to_have_count(0, timeout=3_000)
+        step(page, "Quantize")
+        expect(page.locator(".wb-ended:visible")).to_contain_text("Cancelled")
+
+        # Measured again, it goes on and ends with the heatmap of all 211 matrices.
+        measure.click()
+        expect(cells(page).first).to_be_visible()
+        expect(page.locator(".wbg-cell:visible.wbg-unmeasured")).to_have_count(0)
+        expect(cells(page)).to_have_count(len(demo.matrices))
+
+        # A cell is selected by mouse ...
+        chosen = page.get_by_role("gridcell", name="blk.5.").first
+        chosen.click()
+        expect(page.locator(".wb-name:visible")).to_contain_text("blk.5.")
+        expect(chosen).to_have_attribute("aria-selected", "true")
+
+        # ... and by keyboard, one layer further down.
+        chosen.focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        expect(page.locator(".wb-name:visible")).to_contain_text("blk.6.")
+        expect(page.locator(".wb-facts:visible")).to_contain_text("bits per weight")
+        picture(page, "inspect")
+        step(page, "Quantize")
+        picture(page, "quantize")
+
+        # A reply streams in, with its speed.
+        step(page, "Chat")
+        button(page, "Send").click()
+        expect(page.locator(".wb-answer:visible")).to_contain_text("tokens/s")
+        expect(page.locator(".wb-text:visible").last).not_to_be_empty()
+
+        # The same prompt to two formats, with the first token that differs.
+        page.locator(".widget-dropdown:visible select").nth(1).select_option("Q2_K")
+        page.locator(".widget-textarea:visible textarea").first.fill("Name three uses of copper.")
+        page.locator(".widget-textarea:visible textarea").first.blur()
+        button(page, "Send").click()
+        expect(page.locator(".wb-verdict:visible")).to_contain_text("token")
+        picture(page, "chat")
+
+        hosts = {urlsplit(url).hostname for url in page.asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
+        assert hosts == {"127.0.0.1"}

@@ -1,0 +1,126 @@
+"""From a conversation to the text a model reads: its chat template, rendered where it can do no harm."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.exceptions import WorkbenchError, need
+
+PROGRAM = Path(__file__).with_name("render.py")
+SECONDS = 1.5  # for a template that needs a millisecond; the whole call stays under two seconds
+STARTING = 20.0  # for Python itself, on a machine that is busy
+MEMORY = 64 << 20  # bytes a template may take beyond the interpreter
+LONGEST = 4_000_000  # characters of a rendered conversation
+KEPT = ("SYSTEMROOT", "TZ")  # Windows needs the first to start Python; the second is for strftime_now
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text given to a model. `templated`: it holds its own special tokens. `note`: what a user should know."""
+
+    text: str
+    templated: bool
+    note: str = ""
+
+
+def prompt_of(template: str | None, messages: list[dict[str, str]], *, model: str, tokens: Mapping[str, Any]) -> Prompt:
+    """The conversation as `model` wants it; as plain text, with a note, when it has no chat template.
+
+    Args:
+        tokens: the tokenizer's special tokens by name (bos_token, ...), which templates refer to.
+
+    Raises:
+        WorkbenchError: the template loops, allocates, leaves its sandbox, is not valid Jinja,
+            or refuses the conversation; it names the model and the reason.
+    """
+    if template is not None:
+        variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **tokens}
+        return Prompt(render(template, variables, model=model), templated=True)
+    note = "this model has no chat template: it continues the prompt as plain text"
+    return Prompt("\n\n".join(message["content"] for message in messages), templated=False, note=note)
+
+
+def render(template: str, variables: Mapping[str, Any], *, model: str) -> str:
+    """Render a hostile Jinja template as transformers' `apply_chat_template` would; see `prompt_of`."""
+    question = {
+        "template": template,
+        "variables": dict(variables),
+        "memory": MEMORY,
+        "seconds": int(SECONDS) + 1,
+        "longest": LONGEST,
+    }
+    raw = _ask(json.dumps(question).encode("ascii"), model)
+    try:
+        answer = json.loads(raw)
+        if "text" in answer:
+            return str(answer["text"]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+        problem, refused = str(answer["problem"]), "refused" in answer
+    except (ValueError, TypeError, KeyError):  # killed, or no longer the program we started
+        problem, refused = f"it did not end within {SECONDS:g} s, or ended its process", False
+    raise WorkbenchError(
+        model,
+        f"its chat template does not work: {problem[:300]}",
+        do="let user and assistant take turns, and give the instruction in the first message of the user"
+        if refused
+        else "open another copy of the model, or one without a chat template",
+    )
+
+
+def _ask(question: bytes, model: str) -> bytes:
+    """Run render.py on one question; its answer, cut at what a rendered conversation may need."""
+    command = [sys.executable, "-I", "-S", str(PROGRAM), *_folders("jinja2", "markupsafe")]
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept
+        )
+    except OSError as error:
+        raise WorkbenchError(
+            model, f"its chat template could not be rendered: Python did not start ({error})"
+        ) from error
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        clock = _kill_after(process, STARTING)
+        try:
+            ready = process.stdout.read(1)
+            clock.cancel()
+            clock = _kill_after(process, SECONDS)
+            if not ready:
+                return b""
+            process.stdin.write(question)
+            process.stdin.close()
+            return process.stdout.read(6 * LONGEST + 100)  # a character is at most \\uXXXX in JSON
+        except BrokenPipeError:
+            return b""
+        finally:
+            clock.cancel()
+            process.kill()
+
+
+def _kill_after(process: subprocess.Popen[bytes], seconds: float) -> threading.Timer:
+    clock = threading.Timer(seconds, process.kill)
+    clock.daemon = True
+    clock.start()
+    return clock
+
+
+def _folders(*modules: str) -> list[str]:
+    """Where the modules lie, for a process that has no other path."""
+    found = []
+    for module in modules:
+        need(module)
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        found.append(str(Path(spec.origin).parents[1]))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""What quantization does to a model, as numbers: calibration, per-matrix errors, one matrix opened."""

@@ -1,0 +1,125 @@
+"""One matrix opened: where its weights lie, and which input channels a format hurts most."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench import figures
+from workbench.checkpoint import Checkpoint
+from workbench.exceptions import WorkbenchError
+from workbench.formats import Format
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BINS = 120
+OUTLIERS = 8  # channels marked in the picture and listed beside it
+ROWS = 1 << 20  # weights opened at most; a larger matrix is judged by evenly spread runs of its rows
+
+
+@dataclass(frozen=True, eq=False)  # tables and arrays have no single truth value
+class MatrixDetail:
+    """What one format does inside one matrix W [out, in].
+
+    Attributes:
+        edges, original, stored: histogram of the weights before and after; edges [bins + 1]
+            in units of the weights, counts [bins].
+        channel_error: [in] sum_i (W - Q)_ij^2, times the channel's importance where the
+            text gave one, over the mean channel's.
+        outliers: input channels with the largest weights (times root of importance), worst first.
+        rows: how many rows were opened, of how many.
+    """
+
+    tensor: str
+    format: str
+    shape: tuple[int, int]
+    rows: int
+    edges: np.ndarray
+    original: np.ndarray
+    stored: np.ndarray
+    channel_error: np.ndarray
+    outliers: tuple[int, ...]
+    weighted: bool
+
+    def figure(self, *, stacked: bool = False) -> go.Figure:
+        """Two plots: the weights before and after, and the error by input channel."""
+        return figures.matrix(
+            title=f"{self.tensor} in {self.format}",
+            edges=self.edges,
+            original=self.original,
+            stored=self.stored,
+            channel_error=self.channel_error,
+            outliers=self.outliers,
+            stacked=stacked,
+        )
+
+    def __repr__(self) -> str:
+        share = f"{self.rows} of {self.shape[0]} rows opened, " if self.rows < self.shape[0] else ""
+        basis = "importance-weighted" if self.weighted else "unweighted"
+        worst = ", ".join(f"{channel} ({self.channel_error[channel]:.2g}x)" for channel in self.outliers)
+        return (
+            f"{self.tensor} [{self.shape[0]} x {self.shape[1]}] in {self.format}: {share}{basis} error by channel\n"
+            f"outlier input channels, with their error against the mean channel's: {worst}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def open_matrix(
+    checkpoint: Checkpoint, tensor: str, format: Format, importance: np.ndarray | None = None
+) -> MatrixDetail:
+    """Quantize one matrix and look inside.
+
+    Args:
+        importance: mean(x_j^2) of its inputs, float32 [in]; weighs channels, and is given to the format.
+
+    Raises:
+        WorkbenchError: no such tensor, or it is not a matrix.
+    """
+    info = checkpoint.tensors.get(tensor)
+    if info is None or not info.is_matrix:
+        raise WorkbenchError(
+            tensor,
+            "not a matrix of this model",
+            allowed=", ".join(each.name for each in checkpoint.matrices[:5]) + ", ...",
+        )
+    cols = info.shape[-1]
+    shape = (info.params // cols, cols)
+    used = format.used_for(shape)
+    weights = _spread_rows(checkpoint, tensor, shape, used.row_multiple)
+    stored = used.roundtrip(weights, importance if used.importance != "unused" else None)
+    reach = float(np.abs(weights).max()) or 1.0
+    edges = np.linspace(-reach, reach, BINS + 1)
+    weight = importance if importance is not None else np.ones(cols, np.float32)
+    channel_error = np.square(weights - stored).sum(0, dtype=np.float64) * weight
+    salience = np.square(weights).max(0) * weight
+    return MatrixDetail(
+        tensor=tensor,
+        format=used.name,
+        shape=shape,
+        rows=len(weights),
+        edges=edges,
+        original=np.histogram(weights, edges)[0],
+        stored=np.histogram(stored, edges)[0],
+        channel_error=channel_error / (channel_error.mean() or 1.0),
+        outliers=tuple(int(channel) for channel in np.argsort(-salience)[:OUTLIERS]),
+        weighted=importance is not None,
+    )
+
+
+def _spread_rows(checkpoint: Checkpoint, tensor: str, shape: tuple[int, int], multiple: int) -> np.ndarray:
+    """All rows of a matrix of ordinary size, or evenly spread runs of a large one, float32 [rows, in]."""
+    rows, cols = shape
+    length = multiple * max(1, 64 // multiple)
+    wanted = max(1, ROWS // cols // length)
+    starts = range(0, rows, length)
+    if len(starts) <= wanted:
+        return checkpoint.read(tensor).reshape(rows, cols)
+    chosen = np.linspace(0, len(starts) - 1, wanted).round().astype(int)
+    runs = [checkpoint.read(tensor, slice(starts[i], min(starts[i] + length, rows))) for i in chosen]
+    return np.concatenate([run.reshape(-1, cols) for run in runs])

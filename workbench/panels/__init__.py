@@ -1,0 +1,12 @@
+"""The panels: thin views over the library's calls, alone (`panels.Load()`) or together (`wb.app(model)`)."""
+
+from workbench.panels.app import App, app
+from workbench.panels.chat import Chat
+from workbench.panels.grid import Grid
+from workbench.panels.inspect import Inspect
+from workbench.panels.jobs import Jobs
+from workbench.panels.load import Load
+from workbench.panels.quantize import Quantize
+from workbench.panels.session import Session
+
+__all__ = ["App", "Chat", "Grid", "Inspect", "Jobs", "Load", "Quantize", "Session", "app"]

@@ -1,0 +1,101 @@
+"""The four panels together, over one session: `wb.app(model)`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from workbench import figures
+from workbench.checkpoint import Checkpoint, load
+from workbench.checkpoint.tree import shown
+from workbench.panels import parts
+from workbench.panels.chat import Chat
+from workbench.panels.inspect import Inspect
+from workbench.panels.load import Load
+from workbench.panels.panel import Panel, Shown
+from workbench.panels.parts import Markup, tag, together
+from workbench.panels.quantize import Quantize
+from workbench.panels.session import Session
+
+if TYPE_CHECKING:
+    from workbench.measure.errors import ErrorTable
+
+PANELS: tuple[type[Panel], ...] = (Load, Quantize, Inspect, Chat)
+
+
+def app(
+    model: Checkpoint | str | None = None, errors: ErrorTable | None = None, *, session: Session | None = None
+) -> App:
+    """The panels as one app: load a model, see what each format does to it, choose one, talk to it.
+
+        wb.app()                 # choose a model in the app
+        wb.app(model)            # one that is open
+        wb.app(errors=table)     # one that is measured
+
+    Args:
+        model: an opened checkpoint, or what `wb.load` takes.
+        errors: the table of `wb.errors`, to be shown at once.
+        session: panels with the same session stay in step.
+
+    Raises:
+        WorkbenchError: the model cannot be opened.
+    """
+    session = session or Session()
+    if isinstance(model, Checkpoint):
+        session.open(model)
+    elif model is not None:
+        session.open(load(model), model)
+    if errors is not None:
+        session.show(errors)
+    return App(session)
+
+
+class App(Shown):
+    """The four panels, one shown at a time; made by `wb.app`.
+
+    Attributes:
+        session: what the panels share; observe it, or set it from code.
+        load, quantize, inspect, chat: the panels.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.load, self.quantize, self.inspect, self.chat = (panel(session) for panel in PANELS)
+        self.panels: list[Panel] = [self.load, self.quantize, self.inspect, self.chat]
+        self._code = self.load._code
+        self._head = parts.html_box("wb-grow")
+        self._steps = [
+            parts.button(f"{number}  {panel.title}", partial(self.turn_to, panel), cls="wb-step")
+            for number, panel in enumerate(self.panels, start=1)
+        ]
+        top = parts.box(*self._steps, self._head, cls="wb-top")
+        self.widget = parts.box(top, *(panel.widget for panel in self.panels), cls="wb wb-app")
+        session.observe(self._changed, ["checkpoint", "errors"])
+        self._tell()
+        self.turn_to(self.load if session.checkpoint is None else self.inspect if session.errors else self.quantize)
+
+    def turn_to(self, panel: Panel) -> None:
+        """Show one panel."""
+        for each, step in zip(self.panels, self._steps, strict=True):
+            parts.show(each.widget, each is panel)
+            (step.add_class if each is panel else step.remove_class)("wb-on")
+        self.shown = panel
+
+    def _changed(self, change: Any) -> None:
+        self._tell()
+        if change.name == "errors" and change.new is not None and self.shown is self.quantize:
+            self.turn_to(self.inspect)  # whoever has gone elsewhere meanwhile is left there
+
+    def _tell(self) -> None:
+        model = self.session.checkpoint
+        if model is None:
+            parts.fill(self._head, Markup(""))
+            return
+        facts = f"{parts.count(model.params)} weights, {figures.size(model.nbytes)}"
+        parts.fill(self._head, tag("div", tag("b", shown(model.name)), f" {facts}", cls="wb-model"))
+
+    def snapshot(self) -> Markup:
+        return together(*(panel.snapshot() for panel in self.panels))
+
+    def __repr__(self) -> str:
+        return "\n\n".join(repr(panel) for panel in self.panels)

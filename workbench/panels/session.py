@@ -1,0 +1,139 @@
+"""What the panels share: the model, what was measured, what is chosen. Panels observe it; code may set it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traitlets import Any as Anything
+from traitlets import Dict, HasTraits, Tuple, Unicode, observe
+
+from workbench.panels.jobs import Jobs
+from workbench.planning import RECIPES
+
+if TYPE_CHECKING:
+    from workbench.checkpoint import Checkpoint
+    from workbench.measure.errors import ErrorTable
+
+# What to measure first: every step from nearly exact to very small, and bitsandbytes' and integer formats beside them.
+FIRST_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "NF4", "INT8")
+ADVICE = "Q4_K_M"  # the usual best trade of size and quality
+ADVICE_EXACT = "Q8_0"  # for mathematics and code, where a slip is an error
+
+
+ORIGINAL = "original"  # stands for the weights as they are, where a format is named
+
+
+class Session(HasTraits):
+    """One model and everything the panels know about it.
+
+    Attributes:
+        checkpoint: the opened model, or None. A new one clears what was known of the last.
+        source: what `wb.load` was given for it.
+        formats: the formats to measure.
+        text: calibration text, or the path of a file with it; empty for none.
+        errors: the `ErrorTable`, whole or what a cancelled run has kept.
+        format: the format or recipe that is chosen, the one to talk to; "original" for none.
+        rival: another one to ask the same; empty for none.
+        metric, shown, against: what the grid draws: a figure of a measured format, and empty
+            or another one to compare it with.
+        tensor: the matrix that is selected in the grid; empty for none.
+        engines: what answers in Chat, by format.
+        jobs: the job runner; one job at a time.
+    """
+
+    checkpoint: Any = Anything(None)
+    source = Unicode("")
+    formats: Any = Tuple(FIRST_FORMATS)
+    text = Unicode("")
+    errors: Any = Anything(None)
+    format = Unicode(ADVICE)
+    rival = Unicode("")
+    metric = Unicode("")
+    shown = Unicode("")
+    against = Unicode("")
+    tensor = Unicode("")
+    engines: Any = Dict()
+
+    def __init__(self, checkpoint: Checkpoint | None = None, *, source: str = "", threaded: bool | None = None) -> None:
+        super().__init__()
+        self.jobs = Jobs(threaded)
+        self.lock = self.jobs.lock
+        if checkpoint is not None:
+            self.open(checkpoint, source)
+
+    @observe("format", "rival", "shown", "against")
+    def _never_against_itself(self, _: Any) -> None:
+        if self.rival == self.format:
+            self.rival = ""
+        if self.against == self.shown:
+            self.against = ""
+
+    def open(self, checkpoint: Checkpoint, source: str = "") -> None:
+        """Make `checkpoint` the session's model; what was measured, loaded or begun with another is let go."""
+        self.jobs.cancel()
+        with self.lock:
+            self.close_engines()
+            with self.hold_trait_notifications():
+                self.source = source or checkpoint.source or str(checkpoint.path)
+                self.checkpoint = checkpoint
+                self.errors, self.tensor, self.metric, self.shown, self.against = None, "", "", "", ""
+
+    def show(self, errors: ErrorTable) -> None:
+        """Show an error table, and with it the model that it was measured on."""
+        with self.lock:
+            if errors.model is not self.checkpoint:
+                self.open(errors.model)
+            with self.hold_trait_notifications():
+                picked = self.errors is not None and self.metric != self.errors.best_metric
+                if not picked or self.metric not in errors.frame:
+                    self.metric = errors.best_metric
+                self.formats, self.errors = errors.formats, errors
+                self.shown = self.shown if self.shown in errors.formats else self._like_the_chosen(errors)
+                self.against = self.against if self.against in errors.formats else ""
+
+    def close_engines(self) -> None:
+        """Give back the memory of every engine."""
+        for engine in self.engines.values():
+            engine.close()
+        self.engines = {}
+
+    def _like_the_chosen(self, errors: ErrorTable) -> str:
+        """The measured format that is chosen, or that most of the chosen recipe is: Q4_K for Q4_K_M."""
+        base = RECIPES[self.format].base if self.format in RECIPES else self.format
+        return base if base in errors.formats else errors.formats[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of results on this model."""
+        return tuple(self.checkpoint.notes) if self.checkpoint is not None else ()
+
+    # --- as code -------------------------------------------------------------------------------
+
+    @property
+    def load_code(self) -> str:
+        """The lines that open this model; every panel's code begins with them."""
+        return f"import workbench as wb\n\nmodel = wb.load({self.source!r})"
+
+    @property
+    def errors_code(self) -> str:
+        """The lines that measure the formats, the table as `errors`."""
+        names = "[" + ", ".join(f'"{name}"' for name in self.formats) + "]"
+        if not self.text:
+            return f"{self.load_code}\nerrors = wb.errors(model, {names})"
+        return f"{self.load_code}\n{self.text_code}\nerrors = wb.errors(model, {names}, text)"
+
+    @property
+    def text_code(self) -> str:
+        return f"text = open({self.text!r}).read()" if self._text_file else f"text = {self.text!r}"
+
+    @property
+    def calibration_text(self) -> str | None:
+        """The text itself, read from its file if that is what `text` names."""
+        return (self._text_file.read_text() if self._text_file else self.text) if self.text else None
+
+    @property
+    def _text_file(self) -> Path | None:
+        if "\n" in self.text or not self.text.endswith((".txt", ".md")):
+            return None
+        return Path(self.text).expanduser()
