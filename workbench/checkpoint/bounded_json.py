@@ -12,6 +12,7 @@ from workbench.checkpoint.tensors import malformed, opened
 
 # A Python object may take 25 times the bytes of its JSON text, so whole documents are kept small ...
 LONGEST_DOCUMENT = 3 << 20
+MOST_BRACKETS = 100_000  # each list or object of three characters costs fifty bytes and slows Python's collector
 DEEPEST = 50  # lists and objects within each other; Python's own limit would be met later, in the middle of other work
 # ... and longer ones are walked member by member, each of at most this many characters.
 LONGEST_MEMBER = 4096
@@ -32,8 +33,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file such as config.json (at most 3 MiB)."""
-    walk = Walk(path, text_of(path, LONGEST_DOCUMENT))
+    """The JSON object in a small file such as config.json (at most 3 MiB and 100,000 lists and objects)."""
+    text = text_of(path, LONGEST_DOCUMENT)
+    if (brackets := text.count("[") + text.count("{")) > MOST_BRACKETS:
+        raise malformed(path, f"it has {brackets:,} opening brackets", allowed=f"up to {MOST_BRACKETS:,}")
+    walk = Walk(path, text)
     found = walk.value(LONGEST_DOCUMENT)
     walk.end()
     if not isinstance(found, dict):
