@@ -11,8 +11,8 @@ from workbench import figures
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from workbench.fit.answer import Memory
     from workbench.fit.devices import Device
-    from workbench.fit.memory import Memory
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: weights in blues and greens, the rest warm.
 COLOURS = {

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from workbench import figures
 from workbench.exceptions import WorkbenchError
+from workbench.fit.answer import Memory
 from workbench.fit.devices import Device, device
-from workbench.fit.memory import Memory
 
 # What the libraries say, in their own words, when memory is out.
 _SAYINGS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
