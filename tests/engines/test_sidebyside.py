@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 
 import pytest
 
@@ -101,19 +100,38 @@ def test_the_steps_show_each_piece_with_its_side(engines):
     assert tuple(shown) == tuple(got.text for got in result.replies)
 
 
-def test_closing_the_steps_stops_the_engine_that_answers(engines):
-    hook = engines[0].model.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+def test_closing_the_steps_stops_the_engine_that_answers(engines, monkeypatch):
+    first, streams, passes = engines[0], [], []
+    begun, stopped = threading.Event(), threading.Event()
+
+    def stream(*asked, **settings):
+        streams.append(type(first).stream(first, *asked, **settings))
+        return streams[-1]
+
+    def stop():
+        type(first).stop(first)
+        stopped.set()
+
+    def slow(*_):
+        passes.append(stopped.is_set())
+        if len(passes) == 3:
+            begun.set()
+            stopped.wait(120)
+
+    monkeypatch.setattr(first, "stream", stream)
+    monkeypatch.setattr(first, "stop", stop)
+    hook = first.model.register_forward_pre_hook(slow)
     try:
-        begun = threading.Event()
-        steps = side_by_side_steps(*engines, "hello", max_tokens=200, show=lambda *_: begun.set())
+        steps = side_by_side_steps(*engines, "hello", max_tokens=200)
         while not begun.is_set():
             next(steps)
-        began = time.monotonic()
         steps.close()
-        assert time.monotonic() - began < 1
+        streams[0].close()  # waits for its end
     finally:
         hook.remove()
-    assert engines[0]("hello", max_tokens=1).token_ids
+    assert passes == [False] * 3
+    assert streams[0].reply.finish == "stopped"
+    assert first("hello", max_tokens=1).token_ids
 
 
 def test_an_engine_is_not_compared_with_itself(engines):

@@ -14,7 +14,7 @@ import pytest
 import workbench as wb
 from tests import tiny
 from workbench import panels
-from workbench.measure import errors as measuring
+from workbench.measure import losses as measuring
 from workbench.panels.chat import Turn
 from workbench.panels.jobs import Jobs
 from workbench.panels.panel import WIDGET_VIEW
@@ -172,18 +172,16 @@ def test_a_cancelled_table_keeps_its_finished_rows_and_goes_on_from_there(sessio
     def slow(self, info, *rest):
         if info.layer == 1:
             reached.set()
-            release.wait(30)
+            release.wait(180)
         return original(self, info, *rest)
 
     monkeypatch.setattr(measuring._Workers, "_sums", slow)
     monkeypatch.setattr(measuring, "AHEAD", 1)
     app = wb.app(session=session)
     app.quantize.run()
-    assert reached.wait(30)
-    began = time.monotonic()
+    assert reached.wait(60)
     session.jobs.cancel()
-    assert session.jobs.wait(5)
-    assert time.monotonic() - began < 2
+    assert session.jobs.wait(60)  # while the matrix it was at is still being worked on
     release.set()
     assert session.jobs.status.state == "cancelled"
     measured = session.errors.frame.groupby("tensor").weight_error.count()
