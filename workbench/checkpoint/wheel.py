@@ -1,0 +1,70 @@
+"""A wheel as a plain archive, pinned by its hash: pip fetches it; its code and dependencies are left alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.checkpoint import child
+from workbench.exceptions import WorkbenchError
+from workbench.progress import Progress, Steps
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of a fixed version: `nbytes` are the archive's, for the progress bar."""
+
+    requirement: str
+    sha256: str
+    nbytes: int
+
+
+def fetch_steps(wheel: Wheel, scratch: Path, what: str, *, otherwise: str = "") -> Steps[Path]:
+    """Download the wheel into the folder `scratch` with pip, which checks its hash; gives the archive's path.
+
+    Args:
+        what: is in it, for messages; `otherwise`: what else the user can do when it cannot be had.
+
+    Raises:
+        WorkbenchError: there is no pip, or pip could not get it; the text says why.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise WorkbenchError(
+            what,
+            f"this Python has no pip to fetch the wheel {wheel.requirement} with",
+            do=f"run `{sys.executable} -m ensurepip`{otherwise and f'; or {otherwise}'}",
+        )
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    options = "--no-deps --require-hashes --only-binary=:all: --no-input --quiet --disable-pip-version-check"
+    command = [sys.executable, "-P", "-m", "pip", "download", *options.split()]
+    command += ["--dest", str(scratch), "--requirement", str(requirements)]
+
+    def progress() -> Progress:
+        return Progress(min(_size(scratch), wheel.nbytes), wheel.nbytes, "B", f"downloading {what}")
+
+    try:  # pip downloads into TMPDIR first, where the progress can be seen
+        yield from child.run_steps(command, progress, environment={**os.environ, "TMPDIR": str(scratch)})
+    except child.Failed as reason:
+        raise WorkbenchError(
+            what,
+            f"pip could not fetch {wheel.requirement}: {str(reason)[-1000:]}",
+            do=f"check the connection or pip's index{otherwise and f'; or {otherwise}'}",
+        ) from reason
+    (archive,) = scratch.glob("*.whl")
+    return archive
+
+
+def _size(folder: Path) -> int:
+    """Bytes in all files under a folder that another process is writing to."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).stat().st_size
+            except OSError:  # it went away
+                continue
+    return total
