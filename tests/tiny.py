@@ -218,6 +218,7 @@ def gguf(
     types: str | Mapping[str, str] = "Q8_0",
     *,
     tokenizer: bool = True,
+    begins: bool | None = None,
     split: int = 0,
     others: Mapping[str, np.ndarray] | None = None,
     **metadata: str,
@@ -225,6 +226,7 @@ def gguf(
     """Write the model as GGUF; `types` is one ggml type for the matrices, or one by llama.cpp's tensor name.
 
     Norms are F32. `split`: the most tensors in one file (the first file's path is returned).
+    `begins`: whether the file says that a text begins with a token of its own.
     `others`: float32 tensors beside the parameters. `metadata`: more string fields, "__"
     standing for a dot (`general__license="mit"`).
     """
@@ -258,6 +260,8 @@ def gguf(
         writer.add_unk_token_id(0)
         writer.add_pad_token_id(2)
         writer.add_chat_template(CHAT_TEMPLATE)
+        if begins is not None:
+            writer.add_add_bos_token(begins)
     for name, values in weights.items():
         there = gguf_name(name)
         if ".attn_q." in there or ".attn_k." in there:

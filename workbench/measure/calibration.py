@@ -23,12 +23,14 @@ from workbench import files
 from workbench.checkpoint import Checkpoint
 from workbench.engines import build
 from workbench.exceptions import WorkbenchError, need
+from workbench.measure import text as texts
+from workbench.measure.text import Text
 from workbench.progress import Progress, Steps, drain, in_thread
 
 if TYPE_CHECKING:
     import torch
 
-LEAST_TOKENS = 64  # fewer say nothing about a channel's usual size
+LEAST_TOKENS = 64  # fewer say nothing about a channel's usual size; about 2,000 give steady figures
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class Calibration:
         return {name: self.mean_square(name) for name in self.inputs}
 
 
-def calibrate(checkpoint: Checkpoint, text: str, *, tokens: int = 2048, context: int = 512, sampled: int = 256):
+def calibrate(checkpoint: Checkpoint, text: Text, *, tokens: int = 2048, context: int = 512, sampled: int = 256):
     """Run the model over `text` once and keep what its matrices are fed.
 
     Args:
-        text: a few thousand words like those the model will be used on.
+        text: a few thousand words like those the model will be used on: a string, a list of them, or a file's Path.
         tokens: how much of the text is used at most.
         context: length of the sequences it is cut into, in tokens.
         sampled: how many input vectors are kept for output errors.
@@ -84,51 +86,32 @@ def calibrate(checkpoint: Checkpoint, text: str, *, tokens: int = 2048, context:
 
 
 def calibrate_steps(
-    checkpoint: Checkpoint, text: str, *, tokens: int = 2048, context: int = 512, sampled: int = 256
+    checkpoint: Checkpoint, text: Text, *, tokens: int = 2048, context: int = 512, sampled: int = 256
 ) -> Steps[Calibration]:
     folder = _folder(checkpoint, text, tokens, context, sampled)
     if not (folder / "inputs.json").exists():
-        ids = _token_ids(checkpoint, text, tokens, context)
+        ids = need("torch").from_numpy(texts.chunks_of(checkpoint, text, context, tokens=tokens, least=LEAST_TOKENS))
         yield from in_thread(lambda report: _collect(checkpoint, ids, sampled, folder, report))
     return _opened(folder)
 
 
 def calibration_so_far(
-    checkpoint: Checkpoint, text: str, *, tokens: int = 2048, context: int = 512, sampled: int = 256
+    checkpoint: Checkpoint, text: Text, *, tokens: int = 2048, context: int = 512, sampled: int = 256
 ) -> Calibration | None:
     """The calibration of an earlier call with the same arguments, if it was finished."""
     folder = _folder(checkpoint, text, tokens, context, sampled)
     return _opened(folder) if (folder / "inputs.json").exists() else None
 
 
-def _folder(checkpoint: Checkpoint, *settings: object) -> Path:
-    key = files.digest(checkpoint.fingerprint, *settings, files.code_version(sys.modules[__name__]))
+def _folder(checkpoint: Checkpoint, text: Text, *settings: object) -> Path:
+    code = files.code_version(sys.modules[__name__], texts)
+    key = files.digest(checkpoint.fingerprint, texts.text_of(text), *settings, code)
     return files.cache_dir() / "calibration" / key
 
 
 def _opened(folder: Path) -> Calibration:
     kept = json.loads((folder / "inputs.json").read_text())
     return Calibration(folder, kept["tokens"], kept["sampled"], kept["inputs"])
-
-
-def _token_ids(checkpoint: Checkpoint, text: str, tokens: int, context: int) -> torch.Tensor:
-    """The text as [sequences, context] token ids; a remainder shorter than a sequence is left out."""
-    torch = need("torch")
-    longest = int(checkpoint.config.get("max_position_embeddings") or context)
-    if context > longest:
-        raise WorkbenchError(
-            "context", f"{context} tokens, more than the {longest} this model was made for", allowed=f"1 to {longest}"
-        )
-    ids = torch.tensor(checkpoint.tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:tokens])
-    if len(ids) < LEAST_TOKENS:
-        raise WorkbenchError(
-            "calibration text",
-            f"only {len(ids)} tokens",
-            allowed=f"at least {LEAST_TOKENS} tokens; about 2,000 give steady figures",
-            do="pass a longer text, of the kind the model will be used on",
-        )
-    length = min(context, len(ids))
-    return torch.stack(ids[: len(ids) // length * length].split(length))
 
 
 def _collect(
