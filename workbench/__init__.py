@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.engines import side_by_side as side_by_side
     from workbench.environment import setup as setup
     from workbench.fit import memory as memory
+    from workbench.measure.card import Card as Card
     from workbench.measure.errors import errors as errors
+    from workbench.measure.sensitivity import sensitivity as sensitivity
     from workbench.panels.app import app as app
     from workbench.planning import RECIPES as RECIPES
     from workbench.planning import plan_for as plan_for
@@ -40,6 +42,8 @@ _WHERE = {
     "load": "workbench.checkpoint",
     "memory": "workbench.fit",
     "errors": "workbench.measure.errors",
+    "sensitivity": "workbench.measure.sensitivity",
+    "Card": "workbench.measure.card",
     "plan_for": "workbench.planning",
     "RECIPES": "workbench.planning",
     "run": "workbench.engines",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     import torch
 
 Make = Callable[[], "torch.Tensor"]
+
+
+class Tensors(Protocol):
+    """Where `makers` takes values from: a checkpoint's, or stand-ins for them."""
+
+    checkpoint: Checkpoint
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The values of the checkpoint's tensor `name`, in transformers' layout."""
 
 
 def model_of(
@@ -37,7 +46,7 @@ def model_of(
     with building(silent):
         model = skeleton_of(config_of(checkpoint), checkpoint, kind)
         model.tie_weights()
-    make = dict(_makers(model, weights, kind))
+    make = dict(makers(model, weights, kind))
     missing = [name for name, _ in model.named_parameters() if name not in make]
     if missing:
         raise WorkbenchError(
@@ -99,7 +108,7 @@ def _kept_in_float32(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:
 # --- which tensors make a parameter -------------------------------------------------------------
 
 
-def _makers(model: Any, weights: Weights, dtype: torch.dtype) -> Iterator[tuple[str, Make]]:
+def makers(model: Any, weights: Tensors, dtype: torch.dtype) -> Iterator[tuple[str, Make]]:
     """For every parameter and stored buffer of the model, the function that reads its values."""
     checkpoint = weights.checkpoint
     tensors = {checkpoint.hf_name(name): name for name in checkpoint.tensors}
@@ -112,7 +121,7 @@ def _makers(model: Any, weights: Weights, dtype: torch.dtype) -> Iterator[tuple[
             yield name, make
 
 
-def _untied(model: Any, weights: Weights, tensors: Mapping[str, str], dtype: Any) -> Iterator[tuple[str, Make]]:
+def _untied(model: Any, weights: Tensors, tensors: Mapping[str, str], dtype: Any) -> Iterator[tuple[str, Make]]:
     """Parameters by the tensors of the file: renamed, or joined of several by a converter of transformers 5."""
     wanted = model.state_dict()
     renamings, converters, rename = _conversions(model)

@@ -15,36 +15,30 @@ All three are dimensionless, 0 for a perfect copy, and about 1 when nothing is l
 from __future__ import annotations
 
 import html
-import math
-import os
-import sys
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench import checkpoint as checkpoints
-from workbench import figures, files, formats
+from workbench import figures, formats
 from workbench.checkpoint import Checkpoint, TensorInfo
-from workbench.engines.weights import chunks
-from workbench.exceptions import WorkbenchError, need
+from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
+from workbench.measure import losses
 from workbench.measure.calibration import Calibration, calibrate_steps, calibration_so_far
 from workbench.measure.matrix import MatrixDetail, open_matrix
-from workbench.progress import Progress, Steps, drain
+from workbench.measure.text import Text
+from workbench.progress import Steps, drain
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-AHEAD = 16  # runs of rows queued for each thread: matrices differ tenfold in work, and no thread should wait
 ERRORS = ("weight_error", "importance_error", "output_error")
 
 
@@ -118,7 +112,7 @@ class ErrorTable:
 def errors(
     model: Checkpoint | str | Path,
     formats: str | Format | Iterable[str | Format],
-    text: str | None = None,
+    text: Text | None = None,
     *,
     tensors: str | None = None,
     tokens: int = 2048,
@@ -150,24 +144,26 @@ def errors(
 def errors_steps(
     model: Checkpoint | str | Path,
     formats: str | Format | Iterable[str | Format],
-    text: str | None = None,
+    text: Text | None = None,
     *,
     tensors: str | None = None,
     tokens: int = 2048,
     threads: int | None = None,
 ) -> Steps[ErrorTable]:
-    wanted = _formats(formats, calibrated=text is not None)
+    wanted = checked_formats(formats, calibrated=text is not None)
     opened = model if isinstance(model, Checkpoint) else (yield from checkpoints.load_steps(model))
     matrices = _matching(opened, tensors)
     calibration = (yield from calibrate_steps(opened, text, tokens=tokens)) if text is not None else None
-    found = yield from _measure(opened, matrices, wanted, calibration, threads or _cores())
+    found = yield from losses.measure_steps(
+        opened, matrices, wanted, lambda info: _Basis.of(info, calibration), threads
+    )
     return _table(opened, wanted, matrices, calibration, found)
 
 
 def errors_so_far(
     model: Checkpoint,
     formats: str | Format | Iterable[str | Format],
-    text: str | None = None,
+    text: Text | None = None,
     *,
     tensors: str | None = None,
     tokens: int = 2048,
@@ -176,14 +172,12 @@ def errors_so_far(
 
     Rows that are not measured yet have missing errors.
     """
-    wanted = _formats(formats, calibrated=text is not None)
+    wanted = checked_formats(formats, calibrated=text is not None)
     matrices = _matching(model, tensors)
     calibration = calibration_so_far(model, text, tokens=tokens) if text is not None else None
-    found: dict[Key, Sums] = {}
+    found: dict[losses.Key, losses.Sums] = {}
     if text is None or calibration is not None:
-        cache = files.cache("errors")
-        for info in matrices:
-            found.update(_known(cache, _keys(model, info, wanted, calibration)))
+        found = losses.known(model, matrices, wanted, lambda info: _Basis.of(info, calibration))
     return _table(model, wanted, matrices, calibration, found)
 
 
@@ -195,7 +189,8 @@ def _matching(opened: Checkpoint, pattern: str | None) -> list[TensorInfo]:
     return matrices
 
 
-def _formats(asked: str | Format | Iterable[str | Format], calibrated: bool) -> list[Format]:
+def checked_formats(asked: str | Format | Iterable[str | Format], calibrated: bool) -> list[Format]:
+    """The formats asked for, each once; WorkbenchError for one that is unknown or cannot be made with what there is."""
     names = [asked] if isinstance(asked, (str, Format)) else list(asked)
     wanted = list(dict.fromkeys(formats.get(name) for name in names))
     if not wanted:
@@ -214,140 +209,11 @@ def _formats(asked: str | Format | Iterable[str | Format], calibrated: bool) -> 
     return wanted
 
 
-def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Stacked experts [experts, out, in] are measured as one tall matrix: formats work along the input."""
-    return math.prod(shape[:-1]), shape[-1]
-
-
-Sums = dict[str, float]  # squared norms: "weight", "weight_error", ...; their ratios are the figures
-Key = tuple[str, str]  # tensor name, stored format
-
-
-def _measure(
-    opened: Checkpoint,
-    matrices: list[TensorInfo],
-    wanted: list[Format],
-    calibration: Calibration | None,
-    threads: int,
-) -> Steps[dict[Key, Sums]]:
-    """Squared norms for every matrix and stored format: from the cache, or measured and put there.
-
-    Matrices are worked on in order, a few runs of rows ahead of the one that is waited for.
-    """
-    if any(fmt.family == "bitsandbytes" for fmt in wanted):
-        need("bitsandbytes")
-    cache = files.cache("errors")
-    found: dict[Key, Sums] = {}
-    total, done = sum(info.params for info in matrices), 0
-    with _Workers(opened, calibration, threads) as workers:
-        ahead: deque[tuple[TensorInfo, dict[Key, str], list[Future]]] = deque()
-        queue = iter(matrices)
-        while True:
-            while sum(len(runs) for _, _, runs in ahead) < AHEAD * threads and (info := next(queue, None)):
-                keys = _keys(opened, info, wanted, calibration)
-                known = _known(cache, keys)
-                missing = [formats.get(where[1]) for where in keys if where not in known]
-                found.update(known)
-                ahead.append((info, keys, workers.submit(info, missing)))
-            if not ahead:
-                return found
-            info, keys, runs = ahead.popleft()
-            while wait(runs, timeout=0.2).not_done:
-                yield Progress(done, total, " weights", info.name)  # a chance to cancel inside a large matrix
-            fresh = {(info.name, name): sums for name, sums in _total([run.result() for run in runs]).items()}
-            cache.put({keys[where]: sums for where, sums in fresh.items()})
-            found.update(fresh)
-            done += info.params
-            yield Progress(done, total, " weights", info.name)
-
-
-def _keys(
-    opened: Checkpoint, info: TensorInfo, wanted: Iterable[Format], calibration: Calibration | None
-) -> dict[Key, str]:
-    """The cache key of each distinct format a matrix is really stored in: several may fall back to one."""
-    stored = dict.fromkeys(fmt.used_for(_as_matrix(info.shape)) for fmt in wanted)
-    return {(info.name, fmt.name): _cache_key(opened, info, fmt, calibration) for fmt in stored if not info.problem}
-
-
-def _known(cache: files.Cache, keys: dict[Key, str]) -> dict[Key, Sums]:
-    values = cache.get(list(keys.values()))
-    return {where: cast(Sums, values[key]) for where, key in keys.items() if key in values}
-
-
-def _cache_key(opened: Checkpoint, info: TensorInfo, fmt: Format, calibration: Calibration | None) -> str:
-    codec = sys.modules[type(fmt).__module__]
-    code = files.code_version(sys.modules[__name__], codec)
-    basis = calibration.digest if calibration and info.name in calibration else ""
-    return files.digest(opened.digest(info.name), list(info.shape), fmt.name, code, basis)
-
-
-class _Workers:
-    """A few threads, each turning a run of rows into squared norms for all formats wanted of it.
-
-    A run is read, quantized and measured by one thread, so memory is a few runs a thread
-    whatever the model's size. On leaving the block, runs not begun are dropped and the
-    others stop at their next format.
-    """
-
-    def __init__(self, opened: Checkpoint, calibration: Calibration | None, threads: int) -> None:
-        self.opened, self.calibration = opened, calibration
-        self.torch = sys.modules.get("torch")  # there already if a format computes in it
-        self.torch_threads = self.torch.get_num_threads() if self.torch else 0
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="errors", initializer=self._alone)
-        self.cancelled = threading.Event()
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.cancelled.set()
-        self.pool.shutdown(wait=False, cancel_futures=True)  # a kernel, or a library's import, ends when it ends
-        if self.torch:
-            self.torch.set_num_threads(self.torch_threads)
-
-    def _alone(self) -> None:
-        """One torch thread for each worker: with more they wait for one another most of the time."""
-        if self.torch:
-            self.torch.set_num_threads(1)
-
-    def submit(self, info: TensorInfo, wanted: list[Format]) -> list[Future]:
-        """Begin a matrix; each future gives the sums of a run of its rows, by format name."""
-        if not wanted:
-            return []
-        basis = _Basis.of(info, self.calibration)
-        return [self.pool.submit(self._sums, info, wanted, rows, basis) for rows in _runs(info, wanted)]
-
-    def _sums(self, info: TensorInfo, wanted: list[Format], rows: slice, basis: _Basis) -> dict[str, Sums]:
-        if self.cancelled.is_set():
-            return {}
-        weights = self.opened.read(info.name, rows).reshape(-1, info.shape[-1])
-        whole = basis.norms(weights, "")
-        sums = {}
-        for fmt in wanted:
-            if self.cancelled.is_set():
-                break
-            importance = basis.importance if fmt.importance != "unused" else None
-            if importance is None and fmt.importance == "required":
-                continue  # an embedding, say, that the text gives no importance for: reported as not measured
-            lost = fmt.roundtrip(weights, importance)
-            np.subtract(weights, lost, out=lost)
-            sums[fmt.name] = whole | basis.norms(lost, "_error")
-        return sums
-
-
-def _runs(info: TensorInfo, fmts: Sequence[Format]) -> Iterator[slice]:
-    """Runs of the first axis, of about a million weights, cut where every format can be cut.
-
-    The first axis is the rows of a matrix, or the experts of stacked ones.
-    """
-    multiple = max(fmt.row_multiple for fmt in fmts) if len(info.shape) == 2 else 1
-    return chunks(info.shape[0], math.prod(info.shape[1:]), multiple)
-
-
 @dataclass(frozen=True, eq=False)  # tables and arrays have no single truth value
 class _Basis:
-    """What one matrix is fed: the importance of its input channels and a sample of inputs, if known."""
+    """What one matrix is fed, if the text says: the importance of its input channels and a sample of inputs."""
 
+    digest: str = ""
     importance: np.ndarray | None = None
     sample: np.ndarray | None = field(default=None, repr=False)
 
@@ -355,9 +221,9 @@ class _Basis:
     def of(cls, info: TensorInfo, calibration: Calibration | None) -> _Basis:
         if calibration is None or info.name not in calibration:
             return cls()
-        return cls(calibration.mean_square(info.name), calibration.sample(info.name))
+        return cls(calibration.digest, calibration.mean_square(info.name), calibration.sample(info.name))
 
-    def norms(self, matrix: np.ndarray, kind: str) -> Sums:
+    def sums(self, matrix: np.ndarray, kind: str, rows: slice) -> losses.Sums:
         """Squared norms of `matrix` [rows, in]: plain, weighted by importance, and of its output."""
         if self.importance is None or self.sample is None:
             flat = matrix.reshape(-1)
@@ -371,24 +237,18 @@ class _Basis:
         }
 
 
-def _total(runs: list[dict[str, Sums]]) -> dict[str, Sums]:
-    """Adds the runs of a matrix; a format that not every run has (cancelled) is left out."""
-    names = set.intersection(*(set(run) for run in runs)) if runs else set()
-    return {name: {part: sum(run[name][part] for run in runs) for part in runs[0][name]} for name in names}
-
-
 def _table(
     opened: Checkpoint,
     wanted: list[Format],
     matrices: list[TensorInfo],
     calibration: Calibration | None,
-    found: dict[Key, Sums],
+    found: dict[losses.Key, losses.Sums],
 ) -> ErrorTable:
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     for info in matrices:
-        shape = _as_matrix(info.shape)
+        shape = losses.as_matrix(info.shape)
         for fmt in wanted:
             used = fmt.used_for(shape)
             sums = found.get((info.name, used.name), {})
@@ -413,13 +273,9 @@ def _table(
     return ErrorTable(frame, opened, calibration, tuple(fmt.name for fmt in wanted))
 
 
-def _ratio(sums: Sums, kind: str) -> float:
+def _ratio(sums: losses.Sums, kind: str) -> float:
     """The error over the whole; a matrix of zeros that stays zero has lost nothing."""
     lost, whole = sums.get(f"{kind}_error"), sums.get(kind)
     if lost is None or whole is None:
         return float("nan")
     return lost / whole if whole > 0 else (0.0 if lost == 0 else float("inf"))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,227 @@
+"""A sensitivity card: what every matrix of one model costs in KL divergence per unit of error, in one small file.
+
+The cost of storing W as Q in one matrix, in nats per token, is predicted as
+
+    k = m/2 sum_ij r_i c_j (W - Q)_ij^2 / sum(r)
+
+with r and c the row and column sums of the matrix's Fisher information (`measure.fisher`),
+and m the ratio of measured to predicted KL where it was measured, else 1. For S, the sum of k
+over a plan, the KL of the whole is a S^b: the curve, fitted on measured plans.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from workbench import files
+from workbench.checkpoint import Checkpoint, safetensors, values
+from workbench.checkpoint.tensors import TensorInfo, malformed
+from workbench.exceptions import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.formats import Format
+    from workbench.measure.prices import Prices
+    from workbench.progress import Steps
+
+VERSION = "1"
+LARGEST = 4 << 30  # bytes of a card file: a model of 18,000 experts has under 1 GB
+
+
+class Curve(NamedTuple):
+    """KL = a S^b, in nats per token; `spread` is the standard deviation of ln KL around it."""
+
+    a: float = 1.0
+    b: float = 1.0
+    spread: float = math.nan
+
+    def kl(self, cost: float) -> float:
+        """The KL divergence predicted for a plan whose costs add up to `cost`."""
+        return self.a * cost**self.b
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class MatrixCard:
+    """One matrix [out, in], or a stack of experts [experts, out, in].
+
+    Attributes:
+        rows: row sums of its Fisher information per token, float32 [out] or [experts, out].
+        cols: column sums, float32 [in] or [experts, in].
+        ratio: measured over predicted KL; 1 where it was not measured.
+    """
+
+    rows: np.ndarray
+    cols: np.ndarray
+    ratio: float = 1.0
+
+    @property
+    def total(self) -> float:
+        """The sum of the Fisher information over all weights."""
+        return float(self.rows.sum(dtype=np.float64))
+
+    @property
+    def unscaled(self) -> MatrixCard:
+        """The prediction before it was held against a measurement: a ratio of 1."""
+        return replace(self, ratio=1.0)
+
+    @cached_property
+    def row_weights(self) -> np.ndarray:
+        """m r_i / (2 sum r), [.., out]: with `cols`, what weighs each squared error. Zero where no token came by."""
+        total = self.rows.sum(-1, keepdims=True, dtype=np.float64)
+        shares = np.divide(self.rows, total, out=np.zeros(self.rows.shape), where=total > 0)
+        return (0.5 * self.ratio * shares).astype(np.float32)
+
+    def cost(self, error: np.ndarray) -> float:
+        """Nats per token that an error W - Q, [.., out, in], is predicted to cost."""
+        squares = np.square(error, dtype=np.float32)
+        return float(np.einsum("...o,...oi,...i->...", self.row_weights, squares, self.cols).sum(dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class Card:
+    """What `wb.sensitivity` measured of one model.
+
+    Attributes:
+        checkpoint: the opened model it is for; not in the file.
+        matrices: tensor name -> its part of the card.
+        importance: tensor name -> mean square of each input, float32 [in] (or [experts, in]), for the formats that
+            use it; an embedding that is no head has none.
+        curve: from the sum of a plan's costs to its KL divergence.
+        provenance: what it was measured on: model and text hash, tokens, context, seed, versions, dtype, device,
+            and what it cost in forward passes over the text.
+    """
+
+    checkpoint: Checkpoint = field(repr=False)
+    matrices: dict[str, MatrixCard]
+    importance: dict[str, np.ndarray]
+    curve: Curve
+    provenance: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.checkpoint.name
+
+    @property
+    def fingerprint(self) -> str:
+        """The checkpoint's fingerprint, which plans made from this card carry."""
+        return self.checkpoint.fingerprint
+
+    def prices(self, formats: str | Format | Iterable[str | Format], *, threads: int | None = None) -> Prices:
+        """Exact bytes and predicted cost of every matrix in every format; see `measure.prices`."""
+        from workbench.measure.prices import prices
+
+        return prices(self, formats, threads=threads)
+
+    def prices_steps(
+        self, formats: str | Format | Iterable[str | Format], *, threads: int | None = None
+    ) -> Steps[Prices]:
+        """`prices` as steps; each finished matrix stays in the cache."""
+        from workbench.measure.prices import prices_steps
+
+        return prices_steps(self, formats, threads=threads)
+
+    # --- the file -------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the card as one safetensors file, whole or not at all; returns its path.
+
+        A matrix is one array: its row sums, column sums and importance one after the other.
+        """
+        from safetensors.numpy import save_file
+
+        head = {
+            "curve": list(self.curve),
+            "ratios": {name: each.ratio for name, each in self.matrices.items() if each.ratio != 1.0},
+            "provenance": dict(self.provenance),
+        }
+        arrays = {}
+        for name, each in self.matrices.items():
+            parts = [each.rows, each.cols, *([self.importance[name]] if name in self.importance else [])]
+            arrays[name] = np.concatenate(parts, axis=-1).astype(np.float32)
+        with files.whole(Path(path)) as temporary:
+            save_file(arrays, temporary, metadata={"workbench.card": VERSION, "head": json.dumps(head)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Checkpoint | str | Path) -> Card:
+        """The card in a file, for the model it was measured on.
+
+        Raises:
+            WorkbenchError: the file is damaged or no card, or it is of another model or revision.
+        """
+        from workbench import checkpoint as checkpoints
+
+        path = Path(path)
+        opened = model if isinstance(model, Checkpoint) else checkpoints.load(model)
+        header = safetensors.read_header(path)
+        if header.metadata.get("workbench.card") != VERSION:
+            raise WorkbenchError(path, "it is not a sensitivity card of this version", do="card.save(path) writes one")
+        head = _head(path, header.metadata.get("head", ""))
+        if head["provenance"].get("model_hash") != model_hash(opened):
+            raise WorkbenchError(
+                path,
+                f"it was measured on another model than {opened.name}, or another revision of it: "
+                f"{str(head['provenance'].get('model'))[:100]!r}",
+                do="open that model, or measure this one: wb.sensitivity(model, text)",
+            )
+        matrices, importance = {}, {}
+        for info in header.tensors:
+            matrices[info.name], own = _matrix(path, info, opened.tensors.get(info.name), head["ratios"])
+            if own is not None:
+                importance[info.name] = own
+        return cls(opened, matrices, importance, head["curve"], head["provenance"])
+
+    # --- shown ----------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        said = self.provenance
+        return (
+            f"<Card of {self.model}: {len(self.matrices)} matrices, {said.get('tokens', 0):,} tokens, "
+            f"{sum(each.ratio != 1.0 for each in self.matrices.values())} measured exactly, "
+            f"{said.get('forwards', math.nan):.1f} forward passes; KL = {self.curve.a:.3g} S^{self.curve.b:.3g}>"
+        )
+
+
+def model_hash(checkpoint: Checkpoint) -> str:
+    """A name for the values of the model's matrices, the same on every machine; reads each once."""
+    return files.digest([[info.name, info.shape, checkpoint.digest(info.name)] for info in checkpoint.matrices])
+
+
+def _head(path: Path, text: str) -> dict[str, Any]:
+    """The card's JSON: {"curve": [a, b, spread], "ratios": {tensor: number}, "provenance": {...}}, checked."""
+    try:
+        head = json.loads(text)
+        curve = Curve(*(float(value) for value in head["curve"]))
+        ratios = {str(name): float(value) for name, value in head["ratios"].items()}
+        provenance = dict(head["provenance"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
+        raise malformed(path, f"what it says of itself cannot be read ({reason!s:.100})") from reason
+    bad = [value for value in (curve.a, curve.b, *ratios.values()) if not (math.isfinite(value) and value >= 0)]
+    if bad:
+        raise malformed(path, f"it has the factor {bad[0]}", allowed="finite factors, not below 0")
+    return {"curve": curve, "ratios": ratios, "provenance": provenance}
+
+
+def _matrix(
+    path: Path, info: TensorInfo, of: TensorInfo | None, ratios: Mapping[str, float]
+) -> tuple[MatrixCard, np.ndarray | None]:
+    """One entry of the file: a matrix's card and its importance."""
+    if of is None or not of.is_matrix:
+        raise malformed(path, f"it speaks of {info.name!r}, which is no matrix of the model")
+    *experts, out, inputs = of.shape
+    lengths = [(*experts, out + inputs), (*experts, out + 2 * inputs)]
+    if info.shape not in lengths or info.encoding != "F32" or info.nbytes > LARGEST:
+        raise malformed(path, f"its entry for {info.name!r} is {info.encoding} {info.shape}", allowed=f"F32 {lengths}")
+    array = values.read(info)
+    if not np.isfinite(array).all() or array.min() < 0:
+        raise malformed(path, f"its entry for {info.name!r} has values below 0 or not finite")
+    rows, cols, importance = np.split(array, [out, out + inputs], axis=-1)
+    return MatrixCard(rows, cols, ratios.get(info.name, 1.0)), importance if importance.size else None
