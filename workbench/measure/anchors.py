@@ -32,12 +32,12 @@ APART = math.log(2)  # between the least and the greatest sum of costs, for an e
 FINE = 256  # levels of the embedding and the head in plans, which are rarely stored in few bits
 
 
-def rounded(weights: torch.Tensor, levels: int) -> torch.Tensor:
+def rounded(weights: torch.Tensor, levels: int, group: int = GROUP) -> torch.Tensor:
     """`weights` [.., in] on `levels` even steps from the least to the greatest of each group of inputs, float32."""
     torch = need("torch")
     wide = weights.float()
-    short = -wide.shape[-1] % GROUP
-    groups = torch.nn.functional.pad(wide, (0, short)).unflatten(-1, (-1, GROUP))
+    short = -wide.shape[-1] % group
+    groups = torch.nn.functional.pad(wide, (0, short)).unflatten(-1, (-1, group))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = ((high - low) / (levels - 1)).clamp_(min=torch.finfo(torch.float32).tiny)
     return (((groups - low) / step).round_() * step + low).flatten(-2)[..., : wide.shape[-1]]
