@@ -1,0 +1,97 @@
+"""A plan: which format each matrix of a model is stored in, and the exact bytes of the whole."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from workbench.checkpoint import Checkpoint, TensorInfo
+from workbench.exceptions import WorkbenchError
+from workbench.formats import Format
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A format for each matrix of one model.
+
+    Attributes:
+        name: the recipe or format that was asked for.
+        model: the fingerprint of the model it is for.
+        formats: tensor name -> the format really used, fallbacks for awkward shapes included. A tensor
+            that is not named here stays as it is in the file.
+        nbytes: exact bytes of all the model's tensors, those that stay included.
+        params: the number of the model's parameters.
+    """
+
+    name: str
+    model: str
+    formats: dict[str, Format]
+    nbytes: int
+    params: int
+
+    def __getitem__(self, tensor: str) -> Format:
+        if tensor not in self.formats:
+            raise WorkbenchError(
+                f"plan {self.name}", f"it says nothing of {tensor!r}", do="such a tensor stays as it is in the file"
+            )
+        return self.formats[tensor]
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight of the whole model."""
+        return 8 * self.nbytes / max(self.params, 1)
+
+    def __repr__(self) -> str:
+        mix = ", ".join(f"{count} {name}" for name, count in Counter(map(str, self.formats.values())).most_common())
+        return f"<Plan {self.name}: {self.nbytes:,} bytes, {self.bits:.2f} bits per weight ({mix})>"
+
+
+# Matrices that llama.cpp never quantizes: small ones of single architectures (its `tensor_allows_quantization`).
+_LEFT_BY_LLAMA_CPP = re.compile(
+    r"altup|laurel|indexer\.[kq]_proj|shortconv\.conv|time_mix_(first|[wvag]\d|decay_w\d|lerp_fused)"
+)
+
+
+def touched(checkpoint: Checkpoint, format: Format) -> list[TensorInfo]:
+    """The matrices that the programs for `format` store in it."""
+    if format.family == "ggml":
+        return [info for info in checkpoint.matrices if not _LEFT_BY_LLAMA_CPP.search(info.name)]
+    if format.family == "float":
+        return checkpoint.matrices
+    return [info for info in checkpoint.matrices if info.role not in ("embed_tokens", "lm_head")]
+
+
+def planned(checkpoint: Checkpoint, name: str, asked: Mapping[str, Format]) -> Plan:
+    matrices = {info.name: info for info in checkpoint.matrices}
+    unknown = [tensor for tensor in asked if tensor not in matrices]
+    if unknown:
+        known = "not a matrix that can be quantized" if unknown[0] in checkpoint.tensors else "not a tensor"
+        raise WorkbenchError(
+            unknown[0], f"it is {known} of {checkpoint.name}", allowed=", ".join([*list(matrices)[:5], "..."])
+        )
+    used, nbytes = {}, 0
+    for tensor, format in asked.items():
+        *experts, rows, cols = matrices[tensor].shape  # each expert of a stack is a matrix of its own
+        used[tensor] = format.used_for((rows, cols))
+        nbytes += prod(experts) * used[tensor].nbytes((rows, cols))
+    return Plan(name, checkpoint.fingerprint, used, nbytes + _bytes_left(checkpoint, used), checkpoint.params)
+
+
+def _bytes_left(checkpoint: Checkpoint, used: dict[str, Format]) -> int:
+    """Bytes of the tensors that the plan does not name.
+
+    They stay as they are; but from other files to GGUF, vectors become F32, and what only served to read
+    the weights (scales, buffers) is left out.
+    """
+    to_gguf = checkpoint.kind != "gguf" and any(format.family == "ggml" for format in used.values())
+    left = 0
+    for info in checkpoint.tensors.values():
+        if info.name not in used:
+            left += 4 * info.params if to_gguf and len(info.shape) == 1 else info.nbytes
+    if not to_gguf:
+        scales = {f"{name}{ending}" for name in used for ending in ("_scale", "_scale_inv")}
+        left += sum(info.nbytes for info in checkpoint.extras.values() if info.name not in scales)
+    return left
