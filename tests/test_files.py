@@ -79,3 +79,8 @@ def test_an_error_keeps_its_parts_between_processes():
     again = pickle.loads(pickle.dumps(error))
     assert (again.item, again.found, again.allowed, again.do) == ("file", "was empty", "a model", "download it again")
     assert "Try: download it again" in str(again)
+
+
+def test_free_bytes_are_those_of_the_disk_that_a_folder_would_be_made_on(tmp_path):
+    there, not_yet = files.free_bytes(tmp_path), files.free_bytes(tmp_path / "not" / "yet")
+    assert not_yet == pytest.approx(there, rel=0.2)  # others write to the disk in the meantime

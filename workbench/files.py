@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -43,6 +44,14 @@ def inside(folder: Path, name: str) -> Path:
             do="get the checkpoint again from its author; do not edit the path",
         )
     return folder / part
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written under `folder`, which need not exist yet."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 @contextlib.contextmanager

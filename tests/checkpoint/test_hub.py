@@ -11,6 +11,7 @@ import pytest
 import workbench as wb
 from tests import tiny
 from tests.checkpoint.fake_hub import COMMIT, GATED, FakeHub
+from workbench import files as on_disk
 from workbench.checkpoint import load_steps
 
 Weights = dict[str, np.ndarray]
@@ -135,3 +136,19 @@ def test_a_download_shows_its_progress_and_its_process_ends_when_it_is_stopped(h
     assert set(psutil.Process().children()) <= others
     hub.seconds_a_block = 0
     assert list(wb.load("org/tiny").tensors) == list(wb.load(model).tensors)
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_anything_is_downloaded(
+    hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_disk, "free_bytes", lambda folder: 1000)
+    with pytest.raises(wb.WorkbenchError, match=r"are to be downloaded, and the disk has 1 kB free") as caught:
+        wb.load("org/tiny")
+    assert "HF_HOME" in caught.value.do
+    assert hub.downloaded() == set()
+
+
+def test_what_is_on_the_disk_already_needs_no_room(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wb.load("org/tiny")
+    monkeypatch.setattr(on_disk, "free_bytes", lambda folder: 0)
+    assert wb.load("org/tiny").revision == COMMIT

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from workbench import files
+from workbench import figures, files
 from workbench.checkpoint import child, gguf, licence, opening
 from workbench.checkpoint.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError
@@ -137,12 +137,24 @@ def _some(names: list[str]) -> str:
 def _download_steps(repo: str, revision: str | None, listing: Listing, names: list[str]) -> Steps[Path]:
     total = sum(listing.files[name] for name in names)
 
-    def progress() -> Progress:
+    def there() -> int:
         try:
-            there = sum(each.stat().st_size for each in listing.blobs.iterdir())
+            return min(total, sum(each.stat().st_size for each in listing.blobs.iterdir()))
         except OSError:  # nothing there yet, or a file was renamed under us
-            there = 0
-        return Progress(min(there, total), total, "B", f"downloading {repo}")
+            return 0
+
+    def progress() -> Progress:
+        return Progress(there(), total, "B", f"downloading {repo}")
+
+    missing, free = total - there(), files.free_bytes(listing.blobs)
+    if missing > free:
+        raise WorkbenchError(
+            repo,
+            f"{figures.size(missing)} are to be downloaded, and the disk has {figures.size(free)} free for the hub's "
+            f"cache ({listing.blobs.parent})",
+            do="free some space, or set HF_HOME to a folder on another disk; wb.memory(...) looks at a model without "
+            "a download",
+        )
 
     # By the branch, not by its commit: only then does the cache know the branch when the hub is away.
     asked = {"revision": revision, "patterns": [glob.escape(name) for name in names]}

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench import fit
 from workbench.checkpoint import Checkpoint
+from workbench.engines import room
 from workbench.engines.weights import Weights
 from workbench.exceptions import WorkbenchError, need
+from workbench.fit import guard
 from workbench.planning import Plan
 from workbench.progress import Progress, Steps, drain, in_thread
 
@@ -35,6 +38,7 @@ def model_of(
     *,
     importance: Mapping[str, np.ndarray] | None = None,
     quantization: Any = None,
+    anyway: bool = False,
 ) -> Any:
     """The checkpoint as a transformers causal language model, ready to run.
 
@@ -44,6 +48,7 @@ def model_of(
         device: "cpu", "cuda:1", ...; by default the first GPU there is, else the CPU.
         importance: tensor name -> mean square of each input channel, for formats that use it.
         quantization: a quantization config of transformers, applied by that library while it loads.
+        anyway: load it even if it does not fit.
 
     Peak memory is the model and one matrix in float32 (for experts that transformers keeps
     in one parameter: those of one layer); a `quantization` adds what its library works in.
@@ -51,8 +56,11 @@ def model_of(
     Raises:
         WorkbenchError: transformers does not know the architecture, or parameters are
             missing, unexpected or of another shape; the first of them are named.
+        DoesNotFit: before any weight is read, or when memory ran out all the same.
     """
-    steps = model_of_steps(checkpoint, plan, dtype, device, importance=importance, quantization=quantization)
+    steps = model_of_steps(
+        checkpoint, plan, dtype, device, importance=importance, quantization=quantization, anyway=anyway
+    )
     return drain(steps, label=f"loading {checkpoint.name}")
 
 
@@ -64,17 +72,29 @@ def model_of_steps(
     *,
     importance: Mapping[str, np.ndarray] | None = None,
     quantization: Any = None,
+    anyway: bool = False,
 ) -> Steps[Any]:
     """`model_of`, yielding the bytes of the checkpoint that were read; closing it stops within a second."""
     where = device_of(device)
     kind = dtype_of(dtype, where)
+    needs, what = needed(checkpoint, plan, kind, where, quantization), f"loading {checkpoint.name}"
+    room.ask(needs, checkpoint, what, where, anyway=anyway)
 
     def build(report: Callable[[Progress], None]) -> Any:
         weights = Weights(checkpoint, plan, importance, report)
-        with building(report):
+        with building(report), fit.guarded(needs, what, str(where)):
             return _load(weights, config_of(checkpoint), kind, where, quantization)
 
     return (yield from in_thread(build))
+
+
+def needed(checkpoint: Checkpoint, plan: Plan | None, dtype: Any, device: Any, quantization: Any) -> fit.Memory | None:
+    """What the model will take, for the arguments of `model_of`; None where there is no estimate."""
+    if quantization is None:
+        return room.needed(checkpoint, plan, dtype, device)
+    four = str(getattr(quantization, "bnb_4bit_quant_type", ""))  # of another library: no format of that name
+    name = "LLM.int8" if getattr(quantization, "load_in_8bit", False) else four.upper()
+    return room.needed(checkpoint, name, dtype, device, engine="bitsandbytes")
 
 
 def _load(weights: Weights, config: Any, dtype: Any, device: Any, quantization: Any) -> Any:
@@ -93,6 +113,8 @@ def _load(weights: Weights, config: Any, dtype: Any, device: Any, quantization: 
             **placed,
         )
     except (ValueError, RuntimeError, NotImplementedError, ImportError) as reason:
+        if guard.is_out_of_memory(reason):
+            raise
         raise WorkbenchError(checkpoint.name, f"transformers could not build it: {reason!s:.500}") from reason
     _complain(checkpoint, info)
     return model.eval()

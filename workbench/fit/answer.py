@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -162,8 +162,8 @@ class Memory:
         """What would fit instead, as a sentence: another format, a shorter context, or some layers on the GPU."""
         found = self._on(where)
         offers = []
-        better = self.best_format(found)
-        if better is not None and better.total < self.total:
+        better = next((one for one in self._others(found) if one is not None and one.total < self.total), None)
+        if better is not None:
             offers.append(f"{better.format} ({figures.size(better.needed(found))})")
         shorter = self.longest_context(found)
         if 0 < shorter < self.context:
@@ -173,6 +173,15 @@ class Memory:
             if some.layers:
                 offers.append(f"{some.layers} of {some.of} layers on the GPU")
         return " or ".join(offers) or "a smaller model, or a larger device"
+
+    def _others(self, found: Device) -> Iterator[Memory | None]:
+        """The same in other formats, best first; what transformers runs may be bitsandbytes' layers too."""
+        if self.engine == "transformers":
+            narrow = self.at(dtype="bf16", device=found)
+            yield narrow if narrow.fits(found) else None
+            yield self.at(engine="bitsandbytes").best_format(found)
+        else:
+            yield self.best_format(found)
 
     def _on(self, where: Device | str | None) -> Device:
         return device_named(where) if where is not None else self.device or device_named(None)

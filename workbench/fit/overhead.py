@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 MIB = 1 << 20
+CONTEXT = 527 * MIB  # of a CUDA device, for each process that uses it: the driver's context, as read on an H100
 DRIVER = {
-    # engine -> bytes that it takes on a CUDA device beside its buffers: the driver's context and loaded kernels,
-    # as read on an H100 (527 MiB bare, 700 to 760 in PyTorch); older cards take less
+    # engine -> bytes that it takes on a CUDA device beside its buffers: that context and loaded kernels, as read on
+    # an H100 (700 to 760 MiB in PyTorch); older cards take less
     "llama.cpp": 530 * MIB,
     "transformers": 720 * MIB,
     "bitsandbytes": 720 * MIB,

@@ -6,6 +6,7 @@ what they multiply with; transformers loads a model so when it is given a `BitsA
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -67,9 +68,19 @@ class Int8(Format):
         return _functional().int8_vectorwise_dequant(_tensor(parts["codes"]), _tensor(parts["absmax"])).numpy()
 
 
-def _functional() -> ModuleType:
+def library() -> ModuleType:
+    """bitsandbytes, without its warnings of a cast in every layer of every pass, and of an optional kernel from a hub.
+
+    Raises:
+        MissingExtra: it or torch is not installed.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     need("torch")
-    return need("bitsandbytes.functional")
+    return need("bitsandbytes")
+
+
+def _functional() -> Any:
+    return library().functional
 
 
 def _tensor(array: np.ndarray) -> Any:
