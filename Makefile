@@ -37,7 +37,7 @@ format: $(VENV)/.lint
 	$(BIN)/python -m ruff format
 
 bench: $(VENV)/.test chromium
-	for benchmark in errors first_heatmap; do echo "== $$benchmark"; $(BIN)/python -m benchmarks.$$benchmark || exit 1; done
+	for benchmark in errors first_heatmap memory; do echo "== $$benchmark"; $(BIN)/python -m benchmarks.$$benchmark || exit 1; done
 
 # Run every notebook again and store its outputs, without widget state.
 notebooks: $(VENV)/.test chromium

@@ -134,13 +134,18 @@ def _scores(architecture: Architecture, context: int, batch: int, machine: Machi
 
     PyTorch's flash attention needs compute capability 8.0 and 16-bit floats. Its other
     fused kernel takes no heads that share keys and values, so without flash attention most
-    models fall back to one that holds every score.
+    models fall back to one that holds every score. On a processor there is no other kernel,
+    and flash attention wants values as wide as keys, which those from a latent are not; what
+    is used instead turns queries, keys and values to float32.
     """
     pairs = context * context * batch * architecture.heads
     if architecture.family in EAGER:
         copies, others = EAGER[architecture.family]
         return pairs * (copies * machine.width + others)
     queries = architecture.heads * architecture.head
+    if machine.cpu and any(layer.kind == "latent" for layer in architecture.layers):
+        turned = 3 * F32 * queries if machine.width < F32 else 0
+        return pairs * UNFUSED + context * batch * turned
     shared = any(layer.kind == "full" and layer.key < queries for layer in architecture.layers)
     return pairs * UNFUSED if shared and not machine.flash else 0
 
