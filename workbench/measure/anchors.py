@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.engines.places import Place
 from workbench.exceptions import need
-from workbench.measure.card import Curve, MatrixCard
+from workbench.measure.card import Curve, MatrixCard, Measured
 from workbench.measure.probe import Probe
 
 if TYPE_CHECKING:
@@ -117,20 +117,15 @@ def put(
     return total
 
 
-def fitted(points: Sequence[tuple[float, float]]) -> Curve:
+def fitted(points: Sequence[Measured]) -> Curve:
     """The curve through (sum of costs, measured KL) points: least squares on logarithms.
 
     Where the points lie too close together to tell an exponent it is taken to be 1, and without a point so is a.
     """
-    logs = np.array([(math.log(s), math.log(kl)) for s, kl in points if s > 0 and kl > 0]).reshape(-1, 2)
+    logs = np.array([(math.log(s), math.log(kl)) for _, s, kl in points if s > 0 and kl > 0]).reshape(-1, 2)
     if not len(logs):
         return Curve()
     x, y = logs.T
     b, ln_a = np.polyfit(x, y, 1) if len(x) > 2 and np.ptp(x) > APART else (1.0, float((y - x).mean()))
     spread = math.sqrt(float(np.square(y - b * x - ln_a).sum()) / max(1, len(x) - 2))
     return Curve(math.exp(ln_a), float(b), spread)
-
-
-def with_ratio(card: MatrixCard, measured: float, predicted: float) -> MatrixCard:
-    """The card corrected by a measurement."""
-    return replace(card, ratio=max(0.0, measured) / predicted) if predicted > 0 else card

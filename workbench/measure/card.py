@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from workbench.progress import Steps
 
 VERSION = "1"
-LARGEST = 4 << 30  # bytes of a card file: a model of 18,000 experts has under 1 GB
 
 
 class Curve(NamedTuple):
@@ -45,6 +44,14 @@ class Curve(NamedTuple):
     def kl(self, cost: float) -> float:
         """The KL divergence predicted for a plan whose costs add up to `cost`."""
         return self.a * cost**self.b
+
+
+class Measured(NamedTuple):
+    """A prediction held against a measurement, both in nats per token: of rounding one tensor, or ("") a whole plan."""
+
+    tensor: str
+    predicted: float
+    kl: float
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -71,6 +78,11 @@ class MatrixCard:
         """The prediction before it was held against a measurement: a ratio of 1."""
         return replace(self, ratio=1.0)
 
+    def measured(self, found: Iterable[Measured], tensor: str) -> MatrixCard:
+        """The card corrected by the measurement of `tensor` among those found, if there is one."""
+        ratios = [each.kl / each.predicted for each in found if each.tensor == tensor and each.predicted > 0]
+        return replace(self, ratio=ratios[-1]) if ratios else self
+
     @cached_property
     def row_weights(self) -> np.ndarray:
         """m r_i / (2 sum r), [.., out]: with `cols`, what weighs each squared error. Zero where no token came by."""
@@ -94,6 +106,7 @@ class Card:
         importance: tensor name -> mean square of each input, float32 [in] (or [experts, in]), for the formats that
             use it; an embedding that is no head has none.
         curve: from the sum of a plan's costs to its KL divergence.
+        measured: what ratios and curve rest on.
         provenance: what it was measured on: model and text hash, tokens, context, seed, versions, dtype, device,
             and what it cost in forward passes over the text.
     """
@@ -102,6 +115,7 @@ class Card:
     matrices: dict[str, MatrixCard]
     importance: dict[str, np.ndarray]
     curve: Curve
+    measured: tuple[Measured, ...]
     provenance: Mapping[str, Any]
 
     @property
@@ -139,7 +153,7 @@ class Card:
 
         head = {
             "curve": list(self.curve),
-            "ratios": {name: each.ratio for name, each in self.matrices.items() if each.ratio != 1.0},
+            "measured": [list(each) for each in self.measured],
             "provenance": dict(self.provenance),
         }
         arrays = {}
@@ -172,12 +186,18 @@ class Card:
                 f"{str(head['provenance'].get('model'))[:100]!r}",
                 do="open that model, or measure this one: wb.sensitivity(model, text)",
             )
-        matrices, importance = {}, {}
-        for info in header.tensors:
-            matrices[info.name], own = _matrix(path, info, opened.tensors.get(info.name), head["ratios"])
-            if own is not None:
-                importance[info.name] = own
-        return cls(opened, matrices, importance, head["curve"], head["provenance"])
+        stored = {info.name: info for info in header.tensors}
+        if set(stored) - {info.name for info in opened.matrices}:
+            raise malformed(path, "it speaks of tensors that are no matrices of the model")
+        matrices: dict[str, MatrixCard] = {}
+        importance: dict[str, np.ndarray] = {}
+        for of in opened.matrices:
+            if of.name in stored:
+                one, own = _matrix(path, stored[of.name], of)
+                matrices[of.name] = one.measured(head["measured"], of.name)
+                if own is not None:
+                    importance[of.name] = own
+        return cls(opened, matrices, importance, **head)
 
     # --- shown ----------------------------------------------------------------------------------
 
@@ -185,7 +205,7 @@ class Card:
         said = self.provenance
         return (
             f"<Card of {self.model}: {len(self.matrices)} matrices, {said.get('tokens', 0):,} tokens, "
-            f"{sum(each.ratio != 1.0 for each in self.matrices.values())} measured exactly, "
+            f"{sum(bool(each.tensor) for each in self.measured)} measured exactly, "
             f"{said.get('forwards', math.nan):.1f} forward passes; KL = {self.curve.a:.3g} S^{self.curve.b:.3g}>"
         )
 
@@ -196,32 +216,29 @@ def model_hash(checkpoint: Checkpoint) -> str:
 
 
 def _head(path: Path, text: str) -> dict[str, Any]:
-    """The card's JSON: {"curve": [a, b, spread], "ratios": {tensor: number}, "provenance": {...}}, checked."""
+    """The card's JSON: {"curve": [a, b, spread], "measured": [[tensor, predicted, kl], ...], "provenance": {...}}."""
     try:
         head = json.loads(text)
         curve = Curve(*(float(value) for value in head["curve"]))
-        ratios = {str(name): float(value) for name, value in head["ratios"].items()}
+        measured = tuple(Measured(str(name), float(predicted), float(kl)) for name, predicted, kl in head["measured"])
         provenance = dict(head["provenance"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as reason:
         raise malformed(path, f"what it says of itself cannot be read ({reason!s:.100})") from reason
-    bad = [value for value in (curve.a, curve.b, *ratios.values()) if not (math.isfinite(value) and value >= 0)]
+    numbers = [curve.a, curve.b, *(number for each in measured for number in each[1:])]
+    bad = [number for number in numbers if not (math.isfinite(number) and number >= 0)]
     if bad:
-        raise malformed(path, f"it has the factor {bad[0]}", allowed="finite factors, not below 0")
-    return {"curve": curve, "ratios": ratios, "provenance": provenance}
+        raise malformed(path, f"it has the figure {bad[0]}", allowed="finite figures, not below 0")
+    return {"curve": curve, "measured": measured, "provenance": provenance}
 
 
-def _matrix(
-    path: Path, info: TensorInfo, of: TensorInfo | None, ratios: Mapping[str, float]
-) -> tuple[MatrixCard, np.ndarray | None]:
+def _matrix(path: Path, info: TensorInfo, of: TensorInfo) -> tuple[MatrixCard, np.ndarray | None]:
     """One entry of the file: a matrix's card and its importance."""
-    if of is None or not of.is_matrix:
-        raise malformed(path, f"it speaks of {info.name!r}, which is no matrix of the model")
     *experts, out, inputs = of.shape
-    lengths = [(*experts, out + inputs), (*experts, out + 2 * inputs)]
-    if info.shape not in lengths or info.encoding != "F32" or info.nbytes > LARGEST:
-        raise malformed(path, f"its entry for {info.name!r} is {info.encoding} {info.shape}", allowed=f"F32 {lengths}")
+    shapes = [(*experts, out + inputs), (*experts, out + 2 * inputs)]
+    if info.shape not in shapes or info.encoding != "F32":
+        raise malformed(path, f"its entry for {info.name!r} is {info.encoding} {info.shape}", allowed=f"F32 {shapes}")
     array = values.read(info)
     if not np.isfinite(array).all() or array.min() < 0:
         raise malformed(path, f"its entry for {info.name!r} has values below 0 or not finite")
     rows, cols, importance = np.split(array, [out, out + inputs], axis=-1)
-    return MatrixCard(rows, cols, ratios.get(info.name, 1.0)), importance if importance.size else None
+    return MatrixCard(rows, cols), importance if importance.size else None

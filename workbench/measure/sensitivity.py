@@ -25,7 +25,7 @@ from workbench.engines.places import Place, places
 from workbench.engines.weights import Weights
 from workbench.exceptions import WorkbenchError, need
 from workbench.measure import anchors, card, fisher, inputs, probe
-from workbench.measure.card import Card, Curve, MatrixCard, model_hash
+from workbench.measure.card import Card, MatrixCard, Measured, model_hash
 from workbench.measure.fisher import Fisher
 from workbench.measure.probe import Probe
 from workbench.measure.text import Text, chunks_of
@@ -134,12 +134,13 @@ class _Run:
         sums.run([torch.from_numpy(row) for row in self.ids], self.finished.with_suffix(".npz"), report)
         cards = {name: MatrixCard(self._mean(sums.rows[name]), self._mean(sums.cols[name])) for name in where}
         exact = _Exact(self, model, where, cards, report)
-        cards, curve = exact.ratios(), exact.curve()
+        measured = exact.measure()
         made = Card(
             self.opened,
-            {name: replace(one, rows=where[name].rows_of_file(one.rows)) for name, one in cards.items()},
+            {name: replace(one, rows=where[name].rows_of_file(one.rows)) for name, one in exact.cards.items()},
             {name: mean for name in where if (mean := sums.inputs.mean(name)) is not None},
-            curve,
+            anchors.fitted([each for each in measured if not each.tensor]),
+            tuple(measured),
             self._provenance(fisher.PASSES + exact.passes * exact.ids.numel() / self.ids.size),
         )
         made.save(self.finished)
@@ -180,6 +181,7 @@ class _Exact:
         chosen = np.linspace(0, len(run.ids) - 1, count).round().astype(int)
         self.ids = torch.from_numpy(run.ids[chosen])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
+        self.found: list[Measured] = []
         self.costs = dict(anchors.costs(cards, where))
         self.doubtful = anchors.doubtful(self.costs)
         apart = [name for name in where if run.opened.tensors[name].layer is None]
@@ -189,26 +191,22 @@ class _Exact:
     def probe(self) -> Probe:
         return Probe(self.model, self.ids, lambda: self.report(self.now))
 
-    def ratios(self) -> dict[str, MatrixCard]:
-        """The cards, corrected where a measurement was worth it."""
+    def measure(self) -> list[Measured]:
+        """Single matrices, by which the cards are corrected; then whole plans, after which nothing is put back."""
         for number, name in enumerate(self.doubtful):
             self._tell(number, name)
-            kl = self._kept(name, partial(self._single, name))[0]
-            self.cards[name] = anchors.with_ratio(self.cards[name], kl, self.costs[name])
-        return self.cards
-
-    def curve(self) -> Curve:
-        """From sums of costs to KL, by plans written over one another; nothing puts the model back after them."""
-        points = []
+            found = Measured(name, *self._kept(name, partial(self._single, name)))
+            self.cards[name] = self.cards[name].measured([found], name)
+            self.found.append(found)
         for number, plan in enumerate(self.plans):
             self._tell(len(self.doubtful) + number, "a whole plan")
-            points.append(self._kept(f"plan {number}", partial(self._point, plan)))
-        return anchors.fitted([(cost, kl) for cost, kl in points])
+            self.found.append(Measured("", *self._kept(f"plan {number}", partial(self._whole, plan))))
+        return self.found
 
     def _single(self, name: str) -> list[float]:
-        return [anchors.measured(self.probe, self.where[name])]
+        return [self.costs[name], anchors.measured(self.probe, self.where[name])]
 
-    def _point(self, plan: anchors.Anchor) -> list[float]:
+    def _whole(self, plan: anchors.Anchor) -> list[float]:
         probe = self.probe  # before anything is written: its reference is the unchanged model
         weights = Weights(self.run.opened, report=lambda step: self.report(self.now))
         total = anchors.put(plan, self.cards, self.where, weights.tensor)
