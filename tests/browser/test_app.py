@@ -1,11 +1,14 @@
 """The app as a person uses it: a real JupyterLab, a real browser, the real demo model.
 
-Screenshots of each step go to the folder that WORKBENCH_SCREENSHOTS names, if it is set;
-the README's come from there.
+Screenshots of each step go to the folder that WORKBENCH_SCREENSHOTS names, if it is set. The
+README's are taken anew with
+
+    WORKBENCH_SCREENSHOTS=docs python -m pytest tests/browser/test_app.py
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +17,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.browser import lab
+from tests.fit.published import CONFIGS
+from tools.pictures import smaller
 from workbench.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.browser
@@ -38,7 +43,7 @@ def picture(page: Page, name: str) -> None:
     if folder := os.environ.get("WORKBENCH_SCREENSHOTS"):
         page.evaluate("document.querySelector('.wb-app').scrollIntoView()")
         page.wait_for_timeout(1500)  # for what is still being drawn
-        page.screenshot(path=Path(folder) / f"app-{name}.png")
+        (Path(folder) / f"app-{name}.png").write_bytes(smaller(page.screenshot()))
 
 
 def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, tmp_path: Path):
@@ -51,6 +56,29 @@ def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, 
         expect(page.locator(".wb-facts:visible")).to_contain_text("apache-2.0")
         expect(page.locator(".wb:visible").first).to_contain_text("4-bit grid")
         picture(page, "load")
+
+        # What it needs is counted by part, anew for each press of a key on the slider.
+        step(page, "Fit")
+        verdict, slider = page.locator(".wb-verdict-fit:visible"), page.get_by_role("slider").locator("visible=true")
+        expect(verdict).to_contain_text("SmolLM2-135M-Instruct as Q4_K_M in llama.cpp, 4,096 tokens")
+        needed = page.locator(".wb-room:visible").inner_text()
+        slider.focus()
+        page.keyboard.press("ArrowRight")
+        expect(verdict).to_contain_text("6,144 tokens")
+        expect(page.locator(".wb-room:visible")).not_to_have_text(needed)
+
+        # A model that is not here is counted from its config, against a card that is not here either.
+        page.get_by_label("Model").locator("visible=true").fill(json.dumps(CONFIGS["Llama 3.1 8B"]))
+        button(page, "Read headers").click()
+        expect(verdict).to_contain_text("a model of the type llama")
+        page.get_by_label("Device").locator("visible=true").select_option("RTX 3060, 12 GB")
+        expect(verdict).to_contain_text("Fits on RTX 3060")
+        slider.focus()
+        page.keyboard.press("End")
+        expect(verdict).to_contain_text("Does not fit on RTX 3060")
+        button(page, "Longest that fits").click()
+        expect(verdict).to_contain_text("Fits on RTX 3060")
+        picture(page, "fit")
 
         # A running job is cancelled, and what it finished is kept.
         step(page, "Quantize")
@@ -82,6 +110,7 @@ def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, 
         page.keyboard.press("Enter")
         expect(page.locator(".wb-name:visible")).to_contain_text("blk.6.")
         expect(page.locator(".wb-facts:visible")).to_contain_text("bits per weight")
+        page.keyboard.press("Escape")  # the cell's hint would lie over others
         picture(page, "inspect")
         step(page, "Quantize")
         picture(page, "quantize")

@@ -2,6 +2,7 @@
 
 from workbench.panels.app import App, app
 from workbench.panels.chat import Chat
+from workbench.panels.fit import Fit
 from workbench.panels.grid import Grid
 from workbench.panels.inspect import Inspect
 from workbench.panels.jobs import Jobs
@@ -9,4 +10,4 @@ from workbench.panels.load import Load
 from workbench.panels.quantize import Quantize
 from workbench.panels.session import Session
 
-__all__ = ["App", "Chat", "Grid", "Inspect", "Jobs", "Load", "Quantize", "Session", "app"]
+__all__ = ["App", "Chat", "Fit", "Grid", "Inspect", "Jobs", "Load", "Quantize", "Session", "app"]

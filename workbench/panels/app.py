@@ -1,4 +1,4 @@
-"""The four panels together, over one session: `wb.app(model)`."""
+"""The panels together, over one session: `wb.app(model)`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from workbench.checkpoint import Checkpoint, load
 from workbench.checkpoint.tree import shown
 from workbench.panels import parts
 from workbench.panels.chat import Chat
+from workbench.panels.fit import Fit
 from workbench.panels.inspect import Inspect
 from workbench.panels.load import Load
 from workbench.panels.panel import Panel, Shown
@@ -20,13 +21,13 @@ from workbench.panels.session import Session
 if TYPE_CHECKING:
     from workbench.measure.errors import ErrorTable
 
-PANELS: tuple[type[Panel], ...] = (Load, Quantize, Inspect, Chat)
+PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Chat)
 
 
 def app(
     model: Checkpoint | str | None = None, errors: ErrorTable | None = None, *, session: Session | None = None
 ) -> App:
-    """The panels as one app: load a model, see what each format does to it, choose one, talk to it.
+    """The panels as one app: load a model, see whether it fits and what formats do to it, choose one, talk to it.
 
         wb.app()                 # choose a model in the app
         wb.app(model)            # one that is open
@@ -51,17 +52,17 @@ def app(
 
 
 class App(Shown):
-    """The four panels, one shown at a time; made by `wb.app`.
+    """The panels, one shown at a time; made by `wb.app`.
 
     Attributes:
         session: what the panels share; observe it, or set it from code.
-        load, quantize, inspect, chat: the panels.
+        load, fit, quantize, inspect, chat: the panels.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.load, self.quantize, self.inspect, self.chat = (panel(session) for panel in PANELS)
-        self.panels: list[Panel] = [self.load, self.quantize, self.inspect, self.chat]
+        self.load, self.fit, self.quantize, self.inspect, self.chat = (panel(session) for panel in PANELS)
+        self.panels: list[Panel] = [self.load, self.fit, self.quantize, self.inspect, self.chat]
         self._code = self.load._code
         self._head = parts.html_box("wb-grow")
         self._steps = [

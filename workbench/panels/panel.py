@@ -9,7 +9,7 @@ import ipywidgets as widgets
 
 from workbench.panels import parts
 from workbench.panels.parts import Markup, tag, together
-from workbench.panels.session import Session
+from workbench.panels.session import FITTING, Session
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -39,6 +39,7 @@ class Panel(Shown):
 
     title: ClassVar[str]
     lead: ClassVar[str]  # one sentence: what this panel is for
+    passes_over: ClassVar[frozenset[str]] = FITTING  # what of the session it does not show: a slider's moves are many
 
     def __init__(self, session: Session | None = None) -> None:
         self.session = session or Session()
@@ -74,6 +75,11 @@ class Panel(Shown):
         """The call behind what is shown: run as it stands, it gives the same result. Empty if there is none yet."""
         raise NotImplementedError
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the model that is shown."""
+        return self.session.notes
+
     # --- what they share -----------------------------------------------------------------------
 
     @property
@@ -87,7 +93,7 @@ class Panel(Shown):
                 return
             self._updating = True
             try:
-                parts.fill(self._notes, together(*(parts.note(text) for text in self.session.notes)))
+                parts.fill(self._notes, together(*(parts.note(text) for text in self.notes)))
                 self.update()
                 self._code.code = self.code
             finally:
@@ -112,10 +118,11 @@ class Panel(Shown):
             if change.new.busy == self._was_busy:
                 return
             self._was_busy = change.new.busy
-        self.refresh()
+        if change.name not in self.passes_over:
+            self.refresh()
 
     def snapshot(self) -> Markup:
-        notes = [tag("p", tag("em", text)) for text in self.session.notes]
+        notes = [tag("p", tag("em", text)) for text in self.notes]
         return tag("div", tag("h4", self.title), *notes, self.still(), tag("pre", tag("code", self.code)))
 
     def still(self) -> Markup:
@@ -124,5 +131,5 @@ class Panel(Shown):
 
     def __repr__(self) -> str:
         model = self.session.checkpoint
-        lines = [f"{self.title}: {model.name if model is not None else 'no model yet'}", *self.session.notes]
+        lines = [f"{self.title}: {model.name if model is not None else 'no model yet'}", *self.notes]
         return "\n".join([*lines, *(["", self.code] if self.code else [])])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Any as Anything
-from traitlets import Dict, HasTraits, Tuple, Unicode, observe
+from traitlets import Dict, Enum, HasTraits, Int, Tuple, Unicode, default, observe
 
+from workbench.fit import ENGINES
 from workbench.panels.jobs import Jobs
 from workbench.planning import RECIPES
 
@@ -22,6 +24,7 @@ ADVICE_EXACT = "Q8_0"  # for mathematics and code, where a slip is an error
 
 
 ORIGINAL = "original"  # stands for the weights as they are, where a format is named
+FITTING = frozenset({"outline", "engine", "context", "batch", "kv", "device"})  # what Fit alone shows
 
 
 class Session(HasTraits):
@@ -39,6 +42,10 @@ class Session(HasTraits):
             or another one to compare it with.
         tensor: the matrix that is selected in the grid; empty for none.
         engines: what answers in Chat, by format.
+        outline: a model of which only the headers were read, for Fit: (what names it, a
+            `Memory` of it); None: Fit is about the opened one.
+        engine, context, batch, kv, device: what Fit asks, as `wb.memory` takes it; an empty
+            `kv` is what the engine keeps by default, which another engine goes back to.
         jobs: the job runner; one job at a time.
     """
 
@@ -54,6 +61,12 @@ class Session(HasTraits):
     against = Unicode("")
     tensor = Unicode("")
     engines: Any = Dict()
+    outline: Any = Anything(None)
+    engine = Enum(ENGINES, ENGINES[0])
+    context = Int(4096, min=1)
+    batch = Int(1, min=1)
+    kv: Any = Tuple()
+    device = Unicode()
 
     def __init__(self, checkpoint: Checkpoint | None = None, *, source: str = "", threaded: bool | None = None) -> None:
         super().__init__()
@@ -69,6 +82,14 @@ class Session(HasTraits):
         if self.against == self.shown:
             self.against = ""
 
+    @observe("engine")
+    def _types_of_its_own(self, _: Any) -> None:
+        self.kv = ()
+
+    @default("device")
+    def _where_models_run(self) -> str:
+        return gpu_here() or "cpu"
+
     def open(self, checkpoint: Checkpoint, source: str = "") -> None:
         """Make `checkpoint` the session's model; what was measured, loaded or begun with another is let go."""
         self.jobs.cancel()
@@ -76,7 +97,7 @@ class Session(HasTraits):
             self.close_engines()
             with self.hold_trait_notifications():
                 self.source = source or checkpoint.source or str(checkpoint.path)
-                self.checkpoint = checkpoint
+                self.checkpoint, self.outline = checkpoint, None
                 self.errors, self.tensor, self.metric, self.shown, self.against = None, "", "", "", ""
 
     def show(self, errors: ErrorTable) -> None:
@@ -137,3 +158,11 @@ class Session(HasTraits):
         if "\n" in self.text or not self.text.endswith((".txt", ".md")):
             return None
         return Path(self.text).expanduser()
+
+
+def gpu_here() -> str:
+    """ "cuda" or "mps" if PyTorch has such a device; empty too while PyTorch is not loaded, which takes seconds."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
