@@ -23,6 +23,7 @@ METRICS: dict[str, str] = {
     "weight_error": "relative squared weight error",
     "importance_error": "importance-weighted relative squared error",
     "output_error": "relative squared output error",
+    "cost": "predicted cost, nats per token",
     "bits_per_weight": "bits per weight",
     "bytes": "bytes",
 }
@@ -194,11 +195,12 @@ def _check_metric(frame: pd.DataFrame, metric: str) -> None:
 
 
 def _grid(rows: pd.DataFrame, roles: Sequence[str], metric: str) -> pd.DataFrame:
-    """Layers x roles; where a layer has several matrices of a role (experts), their mean by weights."""
+    """Layers x roles; where a layer has several matrices of a role (experts), their mean by weights; costs add up."""
     weighed = rows.assign(params=rows.rows * rows.cols, layer=rows.layer.astype(object).where(rows.layer.notna(), -1))
     weighed = weighed.assign(product=weighed[metric].astype(float) * weighed.params)
-    total = weighed.groupby(["layer", "role"], sort=True)[["product", "params"]].sum(min_count=1)
-    grid = (total["product"] / total.params).unstack("role").reindex(columns=list(roles))
+    total = weighed.groupby(["layer", "role"], sort=True)[["product", "params", metric]].sum(min_count=1)
+    values = total["cost"] if metric == "cost" else total["product"] / total.params
+    grid = values.unstack("role").reindex(columns=list(roles))
     return grid.sort_index()
 
 

@@ -175,7 +175,9 @@ def test_a_curve_goes_through_its_points():
 def test_prices_are_the_formula_with_the_formats_own_quantizer_and_importance(checkpoint):
     card = wb.sensitivity(checkpoint, TEXT, **SMALL)
     frame = card.prices(["Q8_0", "Q4_0", "Q4_K"]).frame
-    assert list(frame) == ["tensor", "layer", "role", "format", "used", "nbytes", "cost", "params"]
+    assert list(frame) == [
+        *("tensor", "layer", "role", "rows", "cols", "format", "used", "nbytes", "cost", "params"),
+    ]
     for row in frame[frame.role.isin(["v_proj", "down_proj", "embed_tokens"])].itertuples():
         weights, used = checkpoint.read(row.tensor), wb.formats.get(row.used)
         lost = weights - used.roundtrip(weights, card.importance.get(row.tensor))
@@ -193,6 +195,20 @@ def test_a_stack_of_experts_is_priced_expert_by_expert(checkpoint):
     stack = module.MatrixCard(rows, cols)
     alone = sum(module.MatrixCard(rows[e], cols[e]).cost(error[e]) for e in range(3))
     assert stack.cost(error) == pytest.approx(alone, rel=1e-5)
+
+
+def test_pictures_show_the_costs_and_the_measurements(checkpoint):
+    card = wb.sensitivity(checkpoint, TEXT, **SMALL)
+    prices = card.prices(["Q8_0", "Q4_0"])
+    frame = prices.frame[(prices.frame.format == "Q4_0") & (prices.frame.layer == 1)]
+    curve = next(trace for trace in prices.by_layer().data if trace.name == "Q4_0")
+    assert curve.y[1] == pytest.approx(frame.cost.sum())
+    cells = prices.heatmap("Q4_0").data[0]
+    at = cells.x.index("v_proj")
+    assert 10 ** cells.z[1][at] == pytest.approx(frame.cost[frame.role == "v_proj"].item())
+    singles, plans, *_ = card.figure().data
+    assert (len(singles.x), len(plans.x)) == (1, 6)
+    assert singles.y[0] == next(each.kl for each in card.measured if each.tensor)
 
 
 # --- the file --------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from workbench.checkpoint.tensors import TensorInfo, malformed
 from workbench.exceptions import WorkbenchError
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from workbench.formats import Format
     from workbench.measure.prices import Prices
     from workbench.progress import Steps
@@ -141,6 +143,12 @@ class Card:
         from workbench.measure.prices import prices_steps
 
         return prices_steps(self, formats, threads=threads)
+
+    def figure(self) -> go.Figure:
+        """What was predicted against what was measured, and the curve through the plans."""
+        from workbench.measure import figure
+
+        return figure.measured(self.measured, self.curve)
 
     # --- the file -------------------------------------------------------------------------------
 

@@ -9,33 +9,52 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench import files
+from workbench import files, formats
 from workbench.checkpoint import TensorInfo
 from workbench.formats import Format
-from workbench.measure import losses
+from workbench.measure import figure, losses
 from workbench.measure.card import Card, Curve
 from workbench.measure.errors import checked_formats
 from workbench.progress import Steps, drain
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)  # tables have no single truth value
 class Prices:
     """A row for each matrix and format.
 
-    `frame` has the columns tensor, layer, role, format (asked for), used (what the shape
-    allows), nbytes (exact), cost (nats per token, predicted; missing where the format cannot be
-    made for that matrix), params. `curve` leads from a sum of costs to a KL divergence.
+    `frame` has the columns tensor, layer, role, rows, cols, format (asked for), used (what the
+    shape allows), nbytes (exact), cost (nats per token, predicted; missing where the format cannot
+    be made for that matrix), params. `curve` leads from a sum of costs to a KL divergence.
     """
 
     frame: pd.DataFrame
     curve: Curve
     card: Card = field(repr=False)
 
+    @property
+    def formats(self) -> list[str]:
+        """The formats asked for."""
+        return list(self.frame.format.unique())
 
-def prices(card: Card, formats: str | Format | Iterable[str | Format], *, threads: int | None = None) -> Prices:
+    def heatmap(self, format: str | None = None) -> go.Figure:
+        """Layer x matrix, coloured by cost; a menu switches between the formats."""
+        return figure.heatmap(self.frame, [formats.get(format).name] if format else self.formats)
+
+    def by_layer(self) -> go.Figure:
+        """What each layer costs, a line for each format."""
+        return figure.by_layer(self.frame, self.formats)
+
+    def __repr__(self) -> str:
+        total = self.frame.groupby("format", sort=False)[["nbytes", "cost"]].sum()
+        head = f"<Prices of {self.frame.tensor.nunique()} matrices in {len(total)} formats; in one format for all:"
+        return "\n".join([head, total.to_string(float_format="%.3g") + ">"])
+
+
+def prices(card: Card, wanted: str | Format | Iterable[str | Format], *, threads: int | None = None) -> Prices:
     """Quantize every matrix of the card into every format, with its importance, and predict what it costs.
 
     Finished matrices are in the cache, so a second call takes no time and an interrupted one goes on.
@@ -43,23 +62,23 @@ def prices(card: Card, formats: str | Format | Iterable[str | Format], *, thread
     Raises:
         WorkbenchError: an unknown format, or one that cannot be made here.
     """
-    return drain(prices_steps(card, formats, threads=threads), label="pricing formats")
+    return drain(prices_steps(card, wanted, threads=threads), label="pricing formats")
 
 
 def prices_steps(
-    card: Card, formats: str | Format | Iterable[str | Format], *, threads: int | None = None
+    card: Card, wanted: str | Format | Iterable[str | Format], *, threads: int | None = None
 ) -> Steps[Prices]:
     import pandas as pd
 
-    wanted = checked_formats(formats, calibrated=True)
+    asked = checked_formats(wanted, calibrated=True)
     matrices = [card.checkpoint.tensors[name] for name in card.matrices]
     found = yield from losses.measure_steps(
-        card.checkpoint, matrices, wanted, lambda info: _Sensitivity.of(info, card), threads
+        card.checkpoint, matrices, asked, lambda info: _Sensitivity.of(info, card), threads
     )
     rows = []
     for info in matrices:
         *experts, out, inputs = info.shape
-        for fmt in wanted:
+        for fmt in asked:
             used = fmt.used_for((out, inputs))
             sums = found.get((info.name, used.name), {})
             rows.append(
@@ -67,6 +86,8 @@ def prices_steps(
                     "tensor": info.name,
                     "layer": info.layer,
                     "role": info.role,
+                    "rows": prod(experts) * out,
+                    "cols": inputs,
                     "format": fmt.name,
                     "used": used.name,
                     "nbytes": prod(experts) * used.nbytes((out, inputs)),
