@@ -6,7 +6,6 @@ Started as a program it loads a model by xllamacpp, as `llama-server` would, and
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -49,23 +48,21 @@ def report(
     """
     rounded = -(-context // 256) * 256
     asked = {"n_ctx": rounded * batch, "n_parallel": batch, "cache_type_k": kv[0], "cache_type_v": kv[1]}
+    asked["fit_params"] = dry  # that plans, and may then change the context to what is free just now
     command = [sys.executable, __file__, str(model), json.dumps(asked), str(words)]
-    lines = []
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as run:
-        assert run.stdout
-        for line in run.stdout:
+    lines, idle = [], 1 + bool(words)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, text=True, errors="replace") as run:
+        for line in run.stderr:
             lines.append(line)
-            if dry and "projected to use" in line:
-                run.kill()
-    said = "".join(lines)
-    if dry:
-        return _parsed(said.partition("projected to use")[0], 0, planned=True)
-    grown = re.search(r"^grown (\d+);", said, re.MULTILINE)
-    if grown is None:
-        raise RuntimeError(f"llama.cpp did not load {model}: {said[-800:]}")
-    return _parsed(said.rpartition("loading model tensors")[2], int(grown[1]), planned=False)
+            idle -= "all slots are idle" in line
+            if not idle or (dry and "projected to use" in line):
+                break
+        else:
+            raise RuntimeError(f"llama.cpp did not load {model}: {''.join(lines)[-800:]}")
+        grown = 0 if dry else int(run.stdout.readline())
+        run.kill()
+    return _parsed("".join(lines), grown, planned=dry)
 
 
 def _parsed(log: str, process: int, *, planned: bool) -> Report:
@@ -106,8 +103,8 @@ def _load(model: str, asked: dict[str, object], words: int) -> None:
     if words:
         prompt = {"prompt": "word " * words, "max_tokens": 2, "stream": False}
         server.handle_completions(prompt, lambda reply: False)
-    os.write(1, b"\ngrown %d;\n" % (psutil.Process().memory_info().rss - before))
-    os._exit(0)  # its threads need no orderly end
+    print(psutil.Process().memory_info().rss - before, flush=True)
+    sys.stdin.read()  # its log is written by a thread of its own: who reads it ends this process when it has all
 
 
 if __name__ == "__main__":

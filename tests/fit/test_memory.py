@@ -159,6 +159,7 @@ def test_llama_cpp_leaves_an_embedding_of_its_own_in_main_memory():
     found = memory(LLAMA, "Q4_K_M")
     gpu = found.at(device="RTX 4090")
     assert found.needed("RTX 4090") == gpu.total - gpu.parts["embedding"]
+    assert "embedding" not in found.parts_on("RTX 4090")
     assert found.needed("Mac 64 GB") == found.at(device="Mac 64 GB").total
     tied = memory(CONFIGS["Llama 3.2 1B"], "Q8_0")
     assert tied.needed("RTX 4090") == tied.at(device="RTX 4090").total
@@ -210,6 +211,20 @@ def test_an_old_gpu_holds_the_scores_of_all_pairs_of_tokens_in_transformers():
     assert old.parts["compute"] - new.parts["compute"] > 9 * 32 * 4096**2 - new.parts["compute"]
 
 
+def test_keys_and_values_from_a_latent_hold_all_scores_on_a_processor_but_not_on_a_gpu():
+    found = memory(CONFIGS["DeepSeek V2 Lite"], engine="transformers", context=4096, dtype="f32")
+    pairs = 9 * 16 * 4096**2  # two copies of the scores and a mask, for each of 16 heads
+    processor = Device("a processor", "cpu", 1, 1, "a test", "f32")
+    assert found.at(device=processor).parts["compute"] > pairs > found.at(device="RTX 4090").parts["compute"]
+
+
+def test_a_mark_far_beyond_the_bars_is_left_to_its_words():
+    figure = memory(LLAMA, "Q4_K_M").figure(["RTX 3060", "H200"])
+    assert [shape.y0 for shape in figure.layout.shapes] == [-0.45]
+    assert [note.text.partition(":")[0] for note in figure.layout.annotations] == ["fits", "fits"]
+    assert figure.layout.xaxis.range[1] < 20
+
+
 def test_it_is_shown_as_text_and_as_html_with_names_from_files_escaped():
     found = memory({**LLAMA, "model_type": "<script>"}, device="RTX 4090")
     assert "kv cache" in repr(found)
@@ -222,8 +237,8 @@ def test_the_figure_has_a_bar_for_each_device_and_every_part():
     figure = found.figure(["RTX 3060", "T4"])
     stacked = np.sum([np.array(trace.x) for trace in figure.data], axis=0)
     assert list(figure.data[0].y) == ["RTX 3060", "T4"]
-    assert stacked[0] == pytest.approx(found.at(device="RTX 3060").total / 1e9)
-    assert {trace.name for trace in figure.data} == {part for part, _ in found.at(device="T4").rows()}
+    assert stacked[0] == pytest.approx(found.needed("RTX 3060") / 1e9)
+    assert {trace.name for trace in figure.data} == {part for part, _ in found.rows()} - {"embedding"}
     assert any("fits" in note.text for note in figure.layout.annotations)
 
 

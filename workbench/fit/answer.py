@@ -98,17 +98,21 @@ class Memory:
 
     # --- against a device ---------------------------------------------------------------------
 
-    def needed(self, where: Device | str | None = None) -> int:
-        """Bytes needed on the device with the whole model there.
+    def parts_on(self, where: Device | str | None = None) -> dict[str, int]:
+        """Bytes by part on the device itself, with the whole model there.
 
         On a GPU llama.cpp leaves the embedding in main memory; a head that is tied to it
         takes its place on the GPU.
         """
         found = self._on(where)
-        moved = 0
-        if self.engine == "llama.cpp" and found.kind == "cuda" and "head" in self.parts:
-            moved = self.parts.get("embedding", 0)
-        return self.at(device=found).total - moved
+        parts = self.at(device=found).parts
+        if self.engine == "llama.cpp" and found.kind == "cuda" and "head" in parts:
+            return {part: nbytes for part, nbytes in parts.items() if part != "embedding"}
+        return parts
+
+    def needed(self, where: Device | str | None = None) -> int:
+        """Bytes needed on the device itself, with the whole model there."""
+        return sum(self.parts_on(where).values())
 
     def room(self, where: Device | str | None = None) -> int:
         """Bytes that are left on the device; negative when it does not fit."""

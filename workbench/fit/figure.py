@@ -22,56 +22,64 @@ COLOURS = {
 }
 _CYCLE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"]
 GB = 1e9
+ROOM = 1.35  # times what is drawn, for the words beside it
+FAR = 2.5  # times the longest bar: a mark out there would leave the bars too short to read
+BAR, ABOVE, BELOW = 52, 50, 80  # pixels
 
 
 def bars(memory: Memory, devices: Sequence[Device]) -> go.Figure:
     """One stacked bar a device, of what the model takes there, with a mark at what the device has.
 
-    The axis is in GB (10^9 bytes); a device on which it does not fit says so beside its bar.
+    The axis is in GB (10^9 bytes), and as long as the bars need: of a device with far more
+    memory the mark is left out, and its words stand beside the bar.
     """
     import plotly.graph_objects as go
 
-    here = [memory.at(device=device) for device in devices] or [memory]
+    held = [memory.parts_on(device) for device in devices] or [memory.parts]
     labels = [html.escape(device.name) for device in devices] or [html.escape(memory.model)]
+    ends = [sum(parts.values()) / GB for parts in held]
+    near = [device.usable / GB for device in devices if device.usable / GB < FAR * max(ends)]
+    limit = ROOM * max([*ends, *near])
     figure = go.Figure()
-    parts = [part for part in COLOURS if any(one.parts.get(part) for one in here)]
-    for part in parts:
-        sizes = [one.parts.get(part, 0) for one in here]
-        figure.add_bar(
-            y=labels,
-            x=[size / GB for size in sizes],
-            name=part,
-            orientation="h",
-            marker_color=COLOURS[part],
-            customdata=[figures.size(size) for size in sizes],
-            hovertemplate=f"{part}: %{{customdata}}<extra>%{{y}}</extra>",
-        )
+    for part, colour in COLOURS.items():
+        sizes = [parts.get(part, 0) for parts in held]
+        if any(sizes):
+            figure.add_bar(
+                y=labels,
+                x=[size / GB for size in sizes],
+                name=part,
+                orientation="h",
+                marker={"color": colour, "line": {"width": 0}},  # a thin part is not lost in its outline
+                customdata=[figures.size(size) for size in sizes],
+                hovertemplate=f"{part}: %{{customdata}}<extra>%{{y}}</extra>",
+            )
     for number, device in enumerate(devices):
-        fits = here[number].fits(device)
-        edge = device.usable / GB
-        figure.add_shape(
-            {"type": "line", "x0": edge, "x1": edge, "y0": number - 0.45, "y1": number + 0.45},
-            line={"color": "#222222", "width": 3},
-        )
+        edge, beside = device.usable / GB, ends[number]
+        if edge in near:
+            beside = max(edge, beside)
+            figure.add_shape(
+                {"type": "line", "x0": edge, "x1": edge, "y0": number - 0.45, "y1": number + 0.45},
+                line={"color": "#222222", "width": 3},
+            )
+        verdict = "fits" if memory.fits(device) else "does not fit"
         figure.add_annotation(
-            x=max(edge, here[number].total / GB),
+            x=beside,
             y=number,
-            text=f"{'fits' if fits else 'does not fit'}: has {figures.size(device.usable)}",
+            text=f"{verdict}: has {figures.size(device.usable)}",
             showarrow=False,
             xanchor="left",
             xshift=6,
         )
-    widest = max([one.total for one in here] + [device.usable for device in devices]) / GB
     figure.update_layout(
         barmode="stack",
         title=html.escape(f"{memory.model}, {memory.format}, {memory.context:,} tokens"),
-        height=140 + 52 * len(labels),
-        margin={"l": 110, "r": 20, "t": 60, "b": 50},
-        legend={"orientation": "h", "traceorder": "normal", "y": -0.35},
+        height=ABOVE + BAR * len(labels) + BELOW,
+        margin={"l": 130, "r": 20, "t": ABOVE, "b": BELOW},
+        legend={"orientation": "h", "traceorder": "normal", "y": -28 / (BAR * len(labels))},
         template="plotly_white",
     )
-    figure.update_xaxes(title_text="GB", range=[0, 1.3 * widest])
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(ticksuffix=" GB", range=[0, limit])
+    figure.update_yaxes(autorange="reversed", ticksuffix="  ")
     return figure
 
 
@@ -94,7 +102,10 @@ def lines(memory: Memory, kv: Sequence[str | tuple[str, str]], devices: Sequence
         )
     for device in devices:
         figure.add_hline(
-            y=device.usable / GB, line_dash="dash", annotation_text=html.escape(f"{device.name}: what it has")
+            y=device.usable / GB,
+            line={"color": "#222222", "dash": "dash", "width": 1.5},
+            annotation_text=html.escape(f"{device.name} has {figures.size(device.usable)}"),
+            annotation_position="top left",  # the lines of the totals are low there
         )
     figure.update_layout(
         title=html.escape(f"{memory.model}, {memory.format}, in {memory.engine}"),
