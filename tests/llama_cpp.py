@@ -10,6 +10,7 @@ lie in `recorded/llama_cpp.json`: those of llama.cpp v0.5.0, as in the npm packa
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import sys
 import tempfile
@@ -21,7 +22,10 @@ from typing import Any
 import gguf
 import numpy as np
 
+from tests import tiny
+
 RECORDED = Path(__file__).parent / "recorded" / "llama_cpp.json"
+RECORDED_BYTES = RECORDED.with_name("llama_cpp_bytes.json")
 
 # llama.cpp's numbers of file types (`enum llama_ftype`), which are not those of ggml's types
 MIXED = {
@@ -138,24 +142,35 @@ def _counted(names: Iterable[str]) -> str:
     return " ".join(name if length == 1 else f"{length}*{name}" for name, length in lengths)
 
 
+class _Importance(ctypes.Structure):
+    """`llama_model_imatrix_data`; a list of them ends with one that has no name."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
+
+
 class _Settings(ctypes.Structure):
     """`llama_model_quantize_params`, with room for fields that later versions add."""
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("threads", "file_type", "head_type", "embedding_type")),
         *((name, ctypes.c_bool) for name in ("requantize", "head_too", "copy", "pure", "keep_split", "dry_run")),
+        ("importance", ctypes.POINTER(_Importance)),
         ("later", ctypes.c_uint64 * 16),
     )
 
 
-def record(library_path: Path) -> dict[str, Any]:
-    """Quantize every model by every rule: model -> "mixed" or "pure" -> file type -> types and bytes."""
+def opened(library_path: Path) -> ctypes.CDLL:
     for other in sorted(library_path.parent.glob("libggml*")):
         if "cpu" not in other.name:
             ctypes.CDLL(str(other), mode=ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(str(library_path))
     library.llama_model_quantize_default_params.restype = _Settings
     library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Settings)]
+    return library
+
+
+def record(library: ctypes.CDLL) -> dict[str, Any]:
+    """Quantize every model by every rule: model -> "mixed" or "pure" -> file type -> types and bytes."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source.gguf", Path(folder) / "target.gguf"
@@ -174,5 +189,59 @@ def record(library_path: Path) -> dict[str, Any]:
     return found
 
 
+# --- the bytes it writes ----------------------------------------------------------------------
+
+WRITTEN = {  # model with weights -> (its sizes, ggml's type of the source)
+    "in single precision": ({"hidden": 256}, "F32"),
+    "no rows of whole 256": ({"hidden": 192, "intermediate": 320}, "F32"),
+    "quantized already": ({"hidden": 256}, "Q8_0"),
+}
+
+
+def write_model(path: Path, described: str) -> dict[str, np.ndarray]:
+    """A tiny GGUF with random weights; gives an importance for each of its matrices."""
+    sizes, type_name = WRITTEN[described]
+    tiny.gguf(path, tiny.weights(**sizes), type_name)
+    random = np.random.default_rng(1)
+    shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in gguf.GGUFReader(path).tensors}
+    matrices = sorted(name for name, shape in shapes.items() if len(shape) == 2)
+    return {name: random.uniform(0.1, 4, shapes[name][0]).astype(np.float32) for name in matrices}
+
+
+def digest_of(path: Path) -> str:
+    """A hash of every tensor's name, type and bytes, whatever their order in the file."""
+    total = hashlib.blake2b(digest_size=16)
+    for tensor in sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.name):
+        total.update(f"{tensor.name} {tensor.tensor_type.name} ".encode() + tensor.data.tobytes())
+    return total.hexdigest()
+
+
+def record_bytes(library: ctypes.CDLL) -> dict[str, Any]:
+    """Quantize the models of `WRITTEN`: model -> file type, with and without importance -> digest."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source.gguf", Path(folder) / "target.gguf"
+        for described in WRITTEN:
+            importance = write_model(source, described)
+            entries = (_Importance * (len(importance) + 1))(
+                *(
+                    _Importance(name.encode(), each.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), each.size)
+                    for name, each in importance.items()
+                )
+            )
+            for name, number in MIXED.items():
+                for weighed in (False, True):
+                    settings = library.llama_model_quantize_default_params()
+                    settings.threads, settings.file_type, settings.requantize = 1, number, True
+                    if weighed:
+                        settings.importance = entries
+                    failed = library.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(settings))
+                    assert not failed, (described, name)
+                    found.setdefault(described, {})[f"{name}{' by importance' if weighed else ''}"] = digest_of(target)
+    return found
+
+
 if __name__ == "__main__":
-    RECORDED.write_text(json.dumps(record(Path(sys.argv[1])), indent=1) + "\n")
+    library = opened(Path(sys.argv[1]))
+    RECORDED.write_text(json.dumps(record(library), indent=1) + "\n")
+    RECORDED_BYTES.write_text(json.dumps(record_bytes(library), indent=1) + "\n")

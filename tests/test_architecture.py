@@ -24,12 +24,13 @@ ROOMS = (  # low to high: a room imports from those before it
     "checkpoint",
     "planning",
     "fit",
+    "writing",
     "engines",
     "environment",
     "measure",
     "panels",
 )
-OPTIONAL = {"torch", "transformers", "accelerate", "bitsandbytes", "jupyterlab", "nbconvert", "nbclient"}
+OPTIONAL = {"torch", "transformers", "accelerate", "bitsandbytes", "xllamacpp", "jupyterlab", "nbconvert", "nbclient"}
 SLOW = {"pandas", "plotly", "ipywidgets", "anywidget", "gguf", "libgguf", "huggingface_hub", "IPython"}
 
 MODULES = {

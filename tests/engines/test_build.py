@@ -97,7 +97,7 @@ def test_a_matrix_done_in_chunks_is_the_matrix_done_at_once(tmp_path, monkeypatc
     checkpoint = load(tiny.folder(tmp_path, tiny.weights(hidden=128, intermediate=160)))
     name = "model.layers.0.mlp.down_proj.weight"
     whole = formats.get(format).roundtrip(checkpoint.read(name))
-    monkeypatch.setattr("workbench.engines.weights.CHUNK", 160 * 3)
+    monkeypatch.setattr("workbench.formats.rows.CHUNK", 160 * 3)
     plan = plan_for(checkpoint, {name: format})
     assert np.array_equal(Weights(checkpoint, plan).array(name), whole)
 

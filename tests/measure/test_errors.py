@@ -10,7 +10,7 @@ import pytest
 import workbench as wb
 from tests import tiny
 from workbench import formats
-from workbench.engines import weights as module
+from workbench.formats import rows as module
 from workbench.measure.errors import errors_so_far, errors_steps
 
 FORMATS = ["Q8_0", "Q4_K", "INT4", "FP8"]

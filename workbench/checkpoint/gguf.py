@@ -45,6 +45,7 @@ _TYPES = {
     **{24: ("I8", 1, 1, _CODES), 25: ("I16", 1, 2, _CODES), 26: ("I32", 1, 4, _CODES), 27: ("I64", 1, 8, _CODES)},
     **{kind.number: (kind.name, kind.block, kind.block_bytes, "") for kind in ggml.TYPES},
 }
+NUMBERS = {name: number for number, (name, *_) in _TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> Header:
     for count, most, what in ((key_count, MOST_KEYS, "metadata keys"), (tensor_count, MOST_TENSORS, "tensors")):
         if count > most:
             raise malformed(path, f"it announces {count:,} {what}", allowed=f"up to {most:,}")
-    metadata = _metadata(cursor, key_count)
+    metadata, spans = _metadata(cursor, key_count)
     architecture = str(metadata.get("general.architecture", ""))
     entries = [_entry(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
@@ -144,13 +145,16 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> Header:
         raise malformed(path, f"general.alignment is {alignment!r}", allowed="a power of two")
     data = -(-cursor.at // alignment) * alignment
     tensors = _tensors(path, entries, alignment, data, size, architecture)
-    return Header(tensors, metadata)
+    return Header(tensors, metadata, spans)
 
 
-def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """The values by key, and where each key's whole entry begins and ends in the file."""
     metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
     items = text = 0
     for number in range(count):
+        start = cursor.at
         key = cursor.string(LONGEST_TOKEN, f"the name of metadata key {number}")
         what = f"the metadata {key[:80]!r}"
         if key in metadata:
@@ -166,9 +170,10 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
             items += len(found) if isinstance(found, list) else found.count
         else:
             raise malformed(cursor.path, f"{what} is of type {kind}", allowed="types 0 to 12")
+        spans[key] = (start, cursor.at)
         if text > MOST_TEXT:
             raise malformed(cursor.path, f"its metadata holds over {MOST_TEXT:,} bytes of text")
-    return metadata
+    return metadata, spans
 
 
 def _array(cursor: _Cursor, what: str, most: int) -> list[Any] | LongArray:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,10 +53,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of one file, in its order, and its metadata."""
+    """The tensors of one file, in its order, its metadata, and the (first byte, end) of each GGUF key's entry."""
 
     tensors: list[TensorInfo]
     metadata: dict[str, Any]
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def size_of(path: Path) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,14 @@ import numpy as np
 from workbench.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError, need
 from workbench.formats import Format
+from workbench.formats.rows import chunks, cores
 from workbench.planning import Plan
 from workbench.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 1 << 20  # weights handled at once: 4 MB of float32, a fraction of a second in the slowest format
-WORKERS = min(4, os.cpu_count() or 1)  # the codecs release the interpreter's lock
+WORKERS = min(4, cores())  # the codecs release the interpreter's lock
 
 
 def silent(step: Progress) -> None:
@@ -110,9 +109,3 @@ class Weights:
     def _count(self, name: str, nbytes: int) -> None:
         self.done += nbytes
         self.report(Progress(self.done, self.total, "B", name))
-
-
-def chunks(rows: int, cols: int, multiple: int) -> Iterator[slice]:
-    """Runs of rows of about `CHUNK` weights, each beginning at a multiple of `multiple`."""
-    step = max(1, CHUNK // max(1, cols) // multiple) * multiple
-    return (slice(first, min(rows, first + step)) for first in range(0, rows, step))

@@ -1,0 +1,101 @@
+"""What other programs want beside a GGUF: a Modelfile, a recipe for llama-quantize, an importance matrix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from workbench import files
+from workbench.checkpoint import Checkpoint
+from workbench.checkpoint.gguf import LongArray
+from workbench.planning import Plan
+from workbench.writing import header
+
+# A mark of a chat template's family -> the same in Go's template language, as Ollama's library writes it. Ollama
+# finds the others by itself, in the Jinja template that the file carries.
+TEMPLATES = {
+    "<|im_start|>": (
+        "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "<|start_header_id|>": (
+        "{{- range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    "<start_of_turn>": (
+        '{{- range .Messages }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}user{{ end }}\n'
+        "{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
+        ("<start_of_turn>", "<end_of_turn>"),
+    ),
+}
+_ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+_PLAIN = re.compile(r"[^\x00-\x1f\x7f\"\\]{1,100}")  # a stop word that needs no escape in a Modelfile
+
+
+def modelfile(model: Checkpoint, file: Path, *, context: int = 4096) -> str:
+    """The Modelfile by which `ollama create name -f Modelfile` (or llama.cpp's tools) takes a GGUF beside it.
+
+    Args:
+        model: the GGUF, opened.
+        context: the context length that Ollama starts it with, in tokens.
+    """
+    lines = [f"FROM ./{file.name}"]
+    stops = [word for word in _end_tokens(model) if _PLAIN.fullmatch(word)]
+    template = model.chat_template or ""
+    known = next((mark for mark in TEMPLATES if mark in template), None)
+    if known is not None:
+        text, own = TEMPLATES[known]
+        lines.append(f'TEMPLATE """{text}"""')
+        stops += own
+    longest = model.config.get("max_position_embeddings")
+    lines.append(f"PARAMETER num_ctx {min(context, longest) if isinstance(longest, int) else context}")
+    lines += [f'PARAMETER stop "{word}"' for word in dict.fromkeys(stops)]
+    return "\n".join(lines) + "\n"
+
+
+def _end_tokens(model: Checkpoint) -> list[str]:
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    words = tokens.read() if isinstance(tokens, LongArray) else tokens or []
+    numbers = [number for key in _ENDS if isinstance(number := model.metadata.get(key), int)]
+    return [words[number] for number in numbers if 0 <= number < len(words)]
+
+
+def tensor_types(plan: Plan) -> str:
+    """The plan of a GGUF as `llama-quantize --tensor-type-file` reads it: a line `name=type` for each tensor.
+
+    The names are regular expressions there, so their dots are escaped and their ends marked.
+    """
+    lines = (f"^{re.escape(name)}$={format.name.lower()}" for name, format in plan.formats.items())
+    return "\n".join(lines) + "\n"
+
+
+def write_importance(
+    importance: Mapping[str, np.ndarray], path: str | Path, *, tokens: int, dataset: str = "", chunk: int = 512
+) -> Path:
+    """An importance matrix in llama.cpp's GGUF form, for `llama-quantize --imatrix`.
+
+    Args:
+        importance: a GGUF's tensor name -> float32 [in] (or [experts, in]), the mean square of each input channel.
+        tokens: that the means were taken over: llama.cpp keeps sums and counts (tools/imatrix/imatrix.cpp).
+        dataset: what the text was; `chunk`: tokens of a sequence.
+    """
+    target = Path(path)
+    parts: list[tuple[header.Entry, np.ndarray]] = []
+    for name, mean in importance.items():
+        squares = np.ascontiguousarray(np.atleast_2d(mean) * np.float32(tokens), np.float32)
+        counts = np.full((len(squares), 1), tokens, np.float32)
+        for kind, values in (("in_sum2", squares), ("counts", counts)):
+            parts.append((header.Entry(f"{name}.{kind}", values.shape, "F32", values.nbytes), values))
+    metadata = header.entries_of(
+        {"general.type": "imatrix", "imatrix.chunk_count": -(-tokens // chunk), "imatrix.chunk_size": chunk}
+    ) | header.texts_of("imatrix.datasets", [dataset or "not named"])
+    head, _ = header.head(metadata, [entry for entry, _ in parts], 32)
+    with files.whole(target) as temporary, temporary.open("wb") as file:
+        file.write(head)
+        for entry, values in parts:
+            file.write(values.tobytes().ljust(header.padded(entry.nbytes, 32), b"\0"))
+    return target

@@ -1,0 +1,299 @@
+"""A plan as a GGUF file: exactly its types, all of the source's metadata, checked before it takes its name.
+
+The file is written to a temporary neighbour, read back (header, a hash of every tensor, a decoded piece of each
+against the source) and only then renamed. What was there before stays until that moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from workbench import figures, files
+from workbench.checkpoint import Checkpoint, TensorInfo, gguf, values
+from workbench.exceptions import WorkbenchError
+from workbench.formats import Format
+from workbench.formats.rows import chunks
+from workbench.planning import Plan, plan_for
+from workbench.progress import Progress, Steps, drain
+from workbench.writing import converter, header, stored
+
+# llama.cpp's numbers of file types (`enum llama_ftype`, include/llama.h), by recipe or by the type of most weights
+FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18},
+    **{"Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17},
+    **{"Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25},
+    **{"IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38},
+}
+ROOM = 16 << 20  # bytes that a disk should keep beside the file
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked.
+
+    Attributes:
+        path: where it is.
+        nbytes: bytes of the file; `data`: of its tensors alone, without metadata and padding.
+        types: how many tensors have each type.
+    """
+
+    path: Path
+    nbytes: int
+    data: int
+    types: dict[str, int]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        mix = ", ".join(f"{count} {name}" for name, count in self.types.items())
+        return f"<{self.path}: {self.nbytes:,} bytes ({figures.size(self.nbytes)}; {mix})>"
+
+
+def export(
+    model: Checkpoint,
+    plan: Plan,
+    path: str | Path,
+    *,
+    importance: Mapping[str, np.ndarray] | None = None,
+    about_importance: str = "",
+    threads: int | None = None,
+) -> Exported:
+    """Write `plan` as a GGUF file that llama.cpp, Ollama and their relatives run.
+
+    Args:
+        model: what the plan was made for, a GGUF or a folder of safetensors; a folder is first converted by
+            llama.cpp's own converter, which needs room for the whole model beside the new file, for a while.
+        plan: tensors it does not name are copied as they are.
+        path: the new file; one that is there is replaced when the new one is whole and checked.
+        importance: tensor name -> float32 [in] (or [experts, in]), mean square of each input channel.
+        about_importance: what it was measured on, recorded in the file.
+        threads: that encode; as many as this process may use by default.
+
+    Memory is a few runs of rows a thread, whatever the model's size.
+
+    Raises:
+        WorkbenchError: the plan is another model's, a format that GGUF has not, an importance that is needed
+            and missing, the output is one of the input's files, no room on the disk, or a check that failed.
+    """
+    steps = export_steps(model, plan, path, importance=importance, about_importance=about_importance, threads=threads)
+    return drain(steps, label=f"writing {Path(path).name}")
+
+
+def export_steps(
+    model: Checkpoint,
+    plan: Plan,
+    path: str | Path,
+    *,
+    importance: Mapping[str, np.ndarray] | None = None,
+    about_importance: str = "",
+    threads: int | None = None,
+) -> Steps[Exported]:
+    """`export`, yielding the bytes written and then checked; closing it leaves no half file."""
+    target, importance = Path(path), dict(importance or {})
+    if plan.model != model.fingerprint:
+        raise WorkbenchError(f"plan {plan.name}", f"it was made for another model than {model.name}")
+    _check_target(model, target)
+    if model.kind == "gguf":
+        return (yield from _export_steps(model, plan, target, importance, about_importance, threads))
+    _check_room(target, converter.size_of(model) + plan.nbytes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=target.name + ".tmp-", dir=target.parent) as scratch:
+        converted = yield from converter.converted_steps(model, Path(scratch) / "source.gguf")
+        names = converter.as_gguf(plan, model, converted)
+        there = plan_for(converted, {names[name]: format for name, format in plan.formats.items()})
+        there = replace(there, name=plan.name)
+        weighed = {names[name]: each for name, each in importance.items() if name in names}
+        return (yield from _export_steps(converted, there, target, weighed, about_importance, threads))
+
+
+def _export_steps(
+    model: Checkpoint,
+    plan: Plan,
+    target: Path,
+    importance: Mapping[str, np.ndarray],
+    about_importance: str,
+    threads: int | None,
+) -> Steps[Exported]:
+    """Write a plan of a GGUF."""
+    tensors = sorted([*model.tensors.values(), *model.extras.values()], key=lambda info: (info.file, info.offset))
+    _check(model, plan, tensors, importance)
+    used = _importance_used(plan, importance)
+    metadata = _metadata(model, plan, used, about_importance)
+    entries = [_entry(info, plan.formats.get(info.name)) for info in tensors]
+    alignment = int(model.metadata.get("general.alignment", 32))
+    head, offsets = header.head(metadata, entries, alignment)
+    nbytes = len(head) + sum(header.padded(entry.nbytes, alignment) for entry in entries)
+    _check_room(target, nbytes)
+    with files.whole(target) as temporary:
+        hashes = yield from _write(temporary, head, model, plan, tensors, entries, alignment, used, threads)
+        yield from _read_back(temporary, len(head), entries, offsets, hashes, metadata)
+        yield from _compare(temporary, model, tensors)
+    types = Counter(entry.encoding for entry in entries)
+    return Exported(target, nbytes, sum(entry.nbytes for entry in entries), dict(types.most_common()))
+
+
+# --- before a file is touched -----------------------------------------------------------------
+
+
+def _check_target(model: Checkpoint, target: Path) -> None:
+    if target.is_dir() or not target.name:
+        raise WorkbenchError(target, "it is a folder", allowed="the path of a file, such as model-Q4_K_M.gguf")
+    for file in {info.file for info in (*model.tensors.values(), *model.extras.values())}:
+        if target.exists() and target.samefile(file):
+            raise WorkbenchError(target, "it is a file of the model itself", do="give the new file another name")
+
+
+def _check(model: Checkpoint, plan: Plan, tensors: list[TensorInfo], importance: Mapping[str, np.ndarray]) -> None:
+    for info in tensors:
+        if info.problem:
+            raise WorkbenchError(f"{model.name}, tensor {info.name}", info.problem)
+    for name, format in plan.formats.items():
+        if format.family != "ggml" and format.name not in ("F32", "F16", "BF16"):
+            raise WorkbenchError(name, f"GGUF files have no {format.name}", allowed="ggml's types, F32, F16, BF16")
+        needed = format.importance == "required" and not stored.is_copied(model.tensors[name], format)
+        if needed and importance.get(name) is None:
+            raise WorkbenchError(
+                name, f"{format.name} cannot be made without an importance matrix", do="pass importance=..."
+            )
+
+
+def _check_room(target: Path, nbytes: int) -> None:
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < nbytes + ROOM:
+        raise WorkbenchError(
+            target,
+            f"the file will have {figures.size(nbytes)}, and {folder} has {figures.size(free)} free",
+            do="free some space, write elsewhere, or choose a smaller plan",
+        )
+    if not os.access(folder, os.W_OK):
+        raise WorkbenchError(target, f"{folder} cannot be written to", do="choose another folder")
+
+
+# --- what is written --------------------------------------------------------------------------
+
+
+def _entry(info: TensorInfo, used: Format | None) -> header.Entry:
+    copied = used is None or stored.is_copied(info, used)
+    encoding = info.encoding if copied or used is None else used.name
+    return header.Entry(info.name, info.shape, encoding, stored.nbytes(info, used))
+
+
+def _importance_used(plan: Plan, importance: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The importance of the tensors whose format makes use of it."""
+    return {
+        name: importance[name]
+        for name, format in plan.formats.items()
+        if format.importance != "unused" and importance.get(name) is not None
+    }
+
+
+def _metadata(model: Checkpoint, plan: Plan, used: Mapping[str, np.ndarray], about: str) -> dict[str, bytes]:
+    weights: Counter[str] = Counter()
+    for name, format in plan.formats.items():
+        weights[format.name] += model.tensors[name].params
+    most = weights.most_common(1)[0][0] if weights else ""
+    own: dict[str, header.Value] = {"general.quantization_version": 2}
+    file_type = FILE_TYPES.get(plan.name, FILE_TYPES.get(most))
+    if file_type is not None:
+        own["general.file_type"] = file_type
+    if used:
+        own["quantize.imatrix.entries_count"] = len(used)
+        own["quantize.imatrix.dataset"] = about or "not named"
+    taken = header.taken_over(model.path, ("split.", "quantize.imatrix.", *own))
+    return taken | header.entries_of(own)
+
+
+def _write(
+    temporary: Path,
+    head: bytes,
+    model: Checkpoint,
+    plan: Plan,
+    tensors: list[TensorInfo],
+    entries: list[header.Entry],
+    alignment: int,
+    importance: Mapping[str, np.ndarray],
+    threads: int | None,
+) -> Steps[list[str]]:
+    """Write everything; gives a hash of each tensor's bytes."""
+    expected = {entry.name: entry.nbytes for entry in entries}
+    hashes = {entry.name: hashlib.blake2b(digest_size=16) for entry in entries}
+    left, done, total = dict(expected), 0, sum(expected.values())
+    try:
+        with temporary.open("wb") as file:
+            file.write(head)
+            for info, raw in stored.stream(model, tensors, plan.formats, importance, threads):
+                file.write(raw)
+                hashes[info.name].update(raw)
+                left[info.name] -= len(raw)
+                done += len(raw)
+                if left[info.name] == 0:
+                    file.write(bytes(header.padded(expected[info.name], alignment) - expected[info.name]))
+                yield Progress(done, total, "B", info.name)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as reason:
+        raise WorkbenchError(temporary, f"it cannot be written ({reason})", do="check the disk") from reason
+    return [hashes[entry.name].hexdigest() for entry in entries]
+
+
+# --- and read back ----------------------------------------------------------------------------
+
+
+def _read_back(
+    temporary: Path,
+    data: int,
+    entries: list[header.Entry],
+    offsets: list[int],
+    hashes: list[str],
+    metadata: Mapping[str, bytes],
+) -> Steps[None]:
+    """Raise unless the file's header says what was planned and every tensor's bytes are those that were written."""
+    found = gguf.read_header(temporary)
+    if set(found.spans) != set(metadata):
+        raise WorkbenchError(temporary, "its metadata is not what was written", do="check the disk")
+    done, total = 0, sum(entry.nbytes for entry in entries)
+    for info, entry, offset, expected in zip(found.tensors, entries, offsets, hashes, strict=True):
+        said = (info.name, info.shape, info.encoding, info.nbytes, info.offset)
+        if said != (entry.name, entry.shape, entry.encoding, entry.nbytes, data + offset):
+            raise WorkbenchError(temporary, f"its header misplaces the tensor {entry.name!r}", do="check the disk")
+        total_hash = hashlib.blake2b(digest_size=16)
+        for first in range(0, info.nbytes, stored.PIECE):
+            count = min(stored.PIECE, info.nbytes - first)
+            total_hash.update(values.bytes_at(info, first, count).data)
+            done += count
+            yield Progress(done, total, "B", f"checking {info.name}")
+        if total_hash.hexdigest() != expected:
+            raise WorkbenchError(
+                temporary, f"the tensor {entry.name!r} reads back differently", do="check the disk and try again"
+            )
+
+
+def _compare(temporary: Path, model: Checkpoint, tensors: list[TensorInfo]) -> Steps[None]:
+    """Raise unless a piece of every matrix decodes to something like the source's: a codec gone wrong does not."""
+    written = {info.name: info for info in gguf.read_header(temporary).tensors}
+    for number, info in enumerate(tensors, 1):
+        if len(info.shape) < 2 or written[info.name].encoding == info.encoding:
+            continue
+        rows = next(chunks(info.shape[0], info.params // info.shape[0], 1))
+        before, after = model.read(info.name, rows), values.read(written[info.name], rows)
+        lost = float(np.square(before - after, dtype=np.float64).sum())
+        if not lost <= float(np.square(before, dtype=np.float64).sum()):  # a NaN is no less wrong
+            raise WorkbenchError(
+                temporary,
+                f"{info.name!r} in {written[info.name].encoding} does not decode to its weights",
+                do="report this: the format's encoder and the model do not agree",
+            )
+        yield Progress(number, len(tensors), " tensors", f"decoding {info.name}")
