@@ -94,7 +94,7 @@ def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, 
 
         # Measured again, it goes on and ends with the heatmap of all 211 matrices.
         measure.click()
-        expect(cells(page).first).to_be_visible()
+        expect(cells(page).first).to_be_visible(timeout=240_000)  # twenty seconds of two idle cores
         expect(page.locator(".wbg-cell:visible.wbg-unmeasured")).to_have_count(0)
         expect(cells(page)).to_have_count(len(demo.matrices))
 

@@ -223,6 +223,24 @@ def test_it_follows_the_opened_model(folder, tmp_path):
     assert app.fit.answer().weights == wb.memory(other, "Q4_K_M").weights
 
 
+def test_load_and_fit_name_the_same_bytes(folder):
+    app = wb.app(wb.load(folder))
+    app.session.device = "cpu"
+    total = figures.size(app.fit.answer().total)
+    assert total in words(app.fit)
+    assert total in app.load.found.value
+
+
+def test_a_model_whose_bytes_cannot_be_counted_is_open_all_the_same(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9, "model_type": HOSTILE}))
+    app = wb.app(wb.load(folder))
+    assert "num_hidden_layers" in app.load.found.value
+    assert "num_hidden_layers" in app.fit.picture.value
+    assert app.fit.code == ""
+    assert app.load.code
+
+
 def test_without_a_model_it_says_what_to_do():
     panel = panels.Fit()
     assert panel.code == ""

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.exceptions import WorkbenchError
-from workbench.fit import ENGINES, TABLE, Memory, device, memory, memory_steps
+from workbench.fit import ENGINES, TABLE, Memory, device, memory_steps
 from workbench.fit.cache import TYPES_OF
 from workbench.panels import bars, offers, parts
 from workbench.panels.panel import Panel
@@ -53,7 +53,6 @@ class Fit(Panel):
         self.context: widgets.SelectionSlider | None = None
         self.along = parts.box(cls="wb-row")  # the slider, once there is a model, and its button
         self.empty = parts.hint("Open a model under Load, or name one here: nothing but its headers is read.")
-        self._counted: tuple[object, Memory] | None = None  # a checkpoint, and what was counted of it
         self._named: object = None  # the model that the field was filled for
         self._odd: set[int] = set()  # contexts that were asked for between the slider's steps
         self.body = parts.box(
@@ -93,14 +92,7 @@ class Fit(Panel):
 
     def _subject(self) -> Memory:
         """Any answer on the model that is asked about; others follow from it by arithmetic."""
-        session = self.session
-        if session.outline is not None:
-            return session.outline[1]
-        if session.checkpoint is None:
-            raise WorkbenchError("Fit", "there is no model yet", do="open one under Load, or name one here")
-        if self._counted is None or self._counted[0] is not session.checkpoint:
-            self._counted = session.checkpoint, memory(session.checkpoint)
-        return self._counted[1]
+        return self.session.memory() if self.session.outline is None else self.session.outline[1]
 
     # --- the answer ------------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
-import psutil
 
 from workbench import checkpoint as checkpoints
-from workbench import figures, planning
+from workbench import figures
 from workbench.checkpoint import tree
+from workbench.exceptions import WorkbenchError
+from workbench.fit import Memory, device
 from workbench.panels import parts
 from workbench.panels.panel import Panel
 from workbench.panels.parts import Markup, tag, together
@@ -18,8 +19,6 @@ from workbench.panels.session import ADVICE, ADVICE_EXACT
 
 if TYPE_CHECKING:
     from workbench.checkpoint import Checkpoint
-
-OVERHEAD = 1.2  # running a model takes about a fifth more than its weights: activations, a short context, buffers
 
 
 class Load(Panel):
@@ -76,8 +75,14 @@ class Load(Panel):
         facts = tag("dl", *(together(tag("dt", name), tag("dd", value)) for name, value in facts_of(model)))
         contents = parts.fold("Every tensor", Markup(model._repr_html_()))
         return together(
-            tag("div", tag("div", facts, cls="wb-facts"), tag("div", memory_table(model)), cls="wb-columns"), contents
+            tag("div", tag("div", facts, cls="wb-facts"), tag("div", self._memory()), cls="wb-columns"), contents
         )
+
+    def _memory(self) -> Markup:
+        try:
+            return memory_table(self.session.memory())
+        except WorkbenchError as error:  # a model whose bytes cannot be counted is open all the same
+            return tag("div", f"What it needs cannot be said: {error.item}: {error.found}.", cls="wb-hint")
 
 
 SOURCES = (
@@ -112,20 +117,14 @@ def facts_of(model: Checkpoint) -> list[tuple[str, str]]:
     return [(name, tree.shown(value)) for name, value in told if value]
 
 
-def estimate(params: float, bits: float) -> float:
-    """Bytes to run a model, before it is loaded: weights x bits / 8 x 1.2."""
-    return params * bits / 8 * OVERHEAD
-
-
-def memory_table(model: Checkpoint) -> Markup:
-    """Exact bytes of the weights beside the estimate to run them, as stored and in the usual formats."""
-    sizes = [("as it is", model.nbytes)]
-    sizes += [(name, planning.plan_for(model, name).nbytes) for name in ("BF16", ADVICE_EXACT, ADVICE)]
+def memory_table(counted: Memory) -> Markup:
+    """Bytes of the weights, and of all that running them takes, as published and in the usual formats."""
     rows = []
-    for name, nbytes in sizes:
-        bits = 8 * nbytes / max(model.params, 1)
-        rows.append((name, f"{bits:.2f}", figures.size(nbytes), figures.size(estimate(model.params, bits))))
-    free = psutil.virtual_memory().available
-    heads = ("Format", "Bits per weight", "Weights, exact", "To run, about")
-    basis = f"To run: weights × bits / 8 × {OVERHEAD}. This machine has {figures.size(free)} free."
+    for name in (None, "BF16", ADVICE_EXACT, ADVICE):
+        there = counted.at(format=name, device="cpu")
+        bits = f"{8 * there.weights / max(there.params, 1):.2f}"
+        rows.append((there.format, bits, figures.size(there.weights), figures.size(there.total)))
+    heads = ("Format", "Bits per weight", "Weights", "To run")
+    free = figures.size(device("cpu").usable)
+    basis = f"To run: in {counted.engine}, {counted.context:,} tokens; more under Fit. This machine has {free} free."
     return together(parts.table(heads, rows), tag("div", basis, cls="wb-hint"))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from traitlets import Any as Anything
 from traitlets import Dict, Enum, HasTraits, Int, Tuple, Unicode, default, observe
 
-from workbench.fit import ENGINES
+from workbench.exceptions import WorkbenchError
+from workbench.fit import ENGINES, Memory, memory
 from workbench.panels.jobs import Jobs
 from workbench.planning import RECIPES
 
@@ -72,6 +73,7 @@ class Session(HasTraits):
         super().__init__()
         self.jobs = Jobs(threaded)
         self.lock = self.jobs.lock
+        self._counted: tuple[object, Memory] | None = None  # a checkpoint, and what was counted of it
         if checkpoint is not None:
             self.open(checkpoint, source)
 
@@ -112,6 +114,18 @@ class Session(HasTraits):
                 self.formats, self.errors = errors.formats, errors
                 self.shown = self.shown if self.shown in errors.formats else self._like_the_chosen(errors)
                 self.against = self.against if self.against in errors.formats else ""
+
+    def memory(self) -> Memory:
+        """The opened model's bytes, as it is published: counted once, and every other answer follows by `at`.
+
+        Raises:
+            WorkbenchError: no model is open, or its config says too little.
+        """
+        if self.checkpoint is None:
+            raise WorkbenchError("model", "none is open", do="open one under Load")
+        if self._counted is None or self._counted[0] is not self.checkpoint:
+            self._counted = self.checkpoint, memory(self.checkpoint)
+        return self._counted[1]
 
     def close_engines(self) -> None:
         """Give back the memory of every engine."""
