@@ -11,6 +11,7 @@ EXTRAS = {
     "transformers": "transformers",
     "accelerate": "transformers",
     "bitsandbytes": "bitsandbytes",
+    "xllamacpp": "llama.cpp",
     "jupyterlab": "notebook",
     "nbconvert": "notebook",
 }

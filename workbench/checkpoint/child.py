@@ -1,15 +1,19 @@
-"""A download as a process of its own, which can be stopped at any moment."""
+"""Work as a process of its own, such as a download, which can be stopped at any moment."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from workbench.progress import Progress, Steps
 
+ROOT = Path(__file__).parents[2]  # where this package lies
 LONGEST_OUTPUT = 16 << 20  # bytes
 _WAIT = 0.1  # seconds between looks at the process
 
@@ -46,6 +50,12 @@ def run_steps(
         if process.returncode:
             raise Failed(_text(errors)[-2000:].strip() or f"exit status {process.returncode}")
         return _text(out)
+
+
+def module(name: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that run a module as this Python would find it."""
+    places = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    return [sys.executable, "-P", "-m", name, *arguments], {**os.environ, "PYTHONPATH": places}
 
 
 def _text(file: IO[bytes]) -> str:

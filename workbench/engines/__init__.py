@@ -29,7 +29,10 @@ __all__ = [
     "side_by_side_steps",
 ]
 
-ENGINES = {"transformers": "Hugging Face transformers, on the CPU or a GPU"}
+ENGINES = {
+    "transformers": "Hugging Face transformers, on the CPU or a GPU",
+    "llama.cpp": "llama.cpp, in this process: GGUF files as it really computes them",
+}
 
 
 def run(
@@ -41,6 +44,11 @@ def run(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    context: int | None = None,
+    kv: str | tuple[str, str] | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    anyway: bool = False,
 ) -> Engine:
     """Start `model` in a format, ready to answer.
 
@@ -60,12 +68,34 @@ def run(
         device: "cpu", "cuda", ...; by default the first GPU, else the CPU.
         importance: tensor name -> mean square of each input channel, float32 [in], for
             formats that use it.
+        context: for llama.cpp, tokens of prompt and reply together; by default 4096, or what the
+            model was made for if that is less.
+        kv: for llama.cpp, what keys and values are kept in: a type for both or a pair, such as
+            "q8_0" or ("q8_0", "q4_0"); by default "f16".
+        threads: for llama.cpp; by default as many as this process may use.
+        gpu_layers: for llama.cpp, how many layers a GPU holds; by default all, where there is one.
+        anyway: go ahead even if the model, or later a prompt, does not fit in memory.
 
     Raises:
         WorkbenchError: an unknown format or engine, a format that needs an importance, a model
             that transformers cannot build.
+        DoesNotFit: with the figures and the nearest thing that fits, before any weight is read; or when
+            memory ran out all the same.
     """
-    steps = run_steps(model, format, engine=engine, decoded=decoded, dtype=dtype, device=device, importance=importance)
+    steps = run_steps(
+        model,
+        format,
+        engine=engine,
+        decoded=decoded,
+        dtype=dtype,
+        device=device,
+        importance=importance,
+        context=context,
+        kv=kv,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        anyway=anyway,
+    )
     return drain(steps, label="starting the model")
 
 
@@ -78,15 +108,41 @@ def run_steps(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    context: int | None = None,
+    kv: str | tuple[str, str] | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    anyway: bool = False,
 ) -> Steps[Engine]:
     """`run`, yielding the bytes of the model that were read; closing it stops within a second."""
     if engine not in ENGINES:
         raise WorkbenchError("engine", f"there is none called {engine!r}", allowed=", ".join(ENGINES))
+    of_transformers = {"decoded": decoded or None, "dtype": dtype, "device": device, "importance": importance}
+    of_llama_cpp: dict[str, Any] = {"context": context, "kv": kv, "threads": threads, "gpu_layers": gpu_layers}
+    _refuse_options(engine, of_llama_cpp if engine == "transformers" else of_transformers)
     checkpoint = model if isinstance(model, Checkpoint) else (yield from load_steps(model))
+    if engine == "llama.cpp":
+        from workbench.engines import llamacpp
+
+        if format is not None:
+            raise WorkbenchError(
+                "format",
+                "llama.cpp runs a file as it is",
+                do='write the file first, wb.export(model, "Q4_K_M", "model.gguf"), and run that; '
+                'or engine="transformers", which decodes any format',
+            )
+        return (yield from llamacpp.open_steps(checkpoint, **of_llama_cpp, anyway=anyway))
     from workbench.engines import transformers
 
     return (
         yield from transformers.open_steps(
-            checkpoint, format, decoded=decoded, dtype=dtype, device=device, importance=importance
+            checkpoint, format, decoded=decoded, dtype=dtype, device=device, importance=importance, anyway=anyway
         )
     )
+
+
+def _refuse_options(engine: str, others: Mapping[str, Any]) -> None:
+    """Complain of an option that another engine has."""
+    given = next((name for name, value in others.items() if value is not None), None)
+    if given is not None:
+        raise WorkbenchError(given, f"the engine {engine!r} has no such option", do="leave it out")

@@ -106,7 +106,8 @@ class Reply:
 
     Attributes:
         text: the reply, without the tokens that end it and without the stop string.
-        token_ids: the generated tokens, the one that ended the reply left out.
+        token_ids: the generated tokens, the one that ended the reply left out; empty when the
+            engine does not tell them.
         tokens: the text each token completed, so that they join to the reply. A token that holds
             part of a character is "", and the token that completes the character has all of it.
         prompt_tokens: length of the prompt as the model saw it, chat template included.
@@ -115,6 +116,7 @@ class Reply:
         finish: "stop" (the model ended, or a stop string came), "length" (max_tokens, or the
             context is full), "stopped" (by the user).
         note: what a reader of this reply should know, such as a missing chat template.
+        prompt_per_second: tokens of the prompt read in a second; nan when the engine does not tell.
     """
 
     text: str
@@ -125,15 +127,16 @@ class Reply:
     tokens_per_second: float
     finish: Finish
     note: str = ""
+    prompt_per_second: float = math.nan
 
     @property
     def speed(self) -> str:
         """The figures in one line."""
         ended = {"stop": "", "length": ", cut at the length limit", "stopped": ", stopped"}[self.finish]
-        if not self.token_ids:
+        if not self.tokens:
             return f"no tokens{ended}"
         rate = "" if math.isnan(self.tokens_per_second) else f", then {self.tokens_per_second:.1f} tokens/s"
-        count = f"{len(self.token_ids)} token{'s' * (len(self.token_ids) != 1)}"
+        count = f"{len(self.tokens)} token{'s' * (len(self.tokens) != 1)}"
         return f"{count}: first after {self.seconds_to_first:.2f} s{rate}{ended}"
 
     def __str__(self) -> str:
@@ -160,6 +163,21 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Can:
+    """What an engine gives beside text; what it cannot give is asked of another engine, never approximated.
+
+    Attributes:
+        logits: the scores of the whole vocabulary, which an exact KL divergence needs.
+        token_ids: replies carry the numbers of their tokens.
+        seed: the same seed repeats a reply.
+    """
+
+    logits: bool = False
+    token_ids: bool = False
+    seed: bool = False
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Something that answers.
@@ -169,10 +187,12 @@ class Engine(Protocol):
         what: one plain sentence on what is running, and what its figures do and do not say.
         memory_before, memory_after: bytes held by the process (on a GPU: by its allocator there)
             before the model was built and after.
+        can: what it gives beside text.
     """
 
     name: str
     what: str
+    can: Can
     memory_before: int
     memory_after: int
 

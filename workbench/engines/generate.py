@@ -14,14 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any
 
+from workbench.engines.answering import Stopped
 from workbench.engines.base import Settings
 from workbench.exceptions import need
 
 BROKEN = "\ufffd"  # what a decoder writes for the bytes of half a character
-
-
-class Stopped(BaseException):
-    """Ends a forward pass that nobody waits for any more; not an `Exception`, so nothing on the way swallows it."""
 
 
 @contextlib.contextmanager

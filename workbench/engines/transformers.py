@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import json
-import logging
-import math
-import sys
 import threading
 import time
-import weakref
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench import formats
+from workbench import fit, formats
 from workbench.checkpoint import Checkpoint
-from workbench.engines import build
-from workbench.engines.base import Finish, Messages, Reply, Settings, messages_of
-from workbench.engines.generate import Decoding, Detokenizer, Stopped, Until, chooser, stoppable
+from workbench.engines import build, room
+from workbench.engines.answering import Answering, Draft
+from workbench.engines.base import Can, Settings
+from workbench.engines.generate import Decoding, Detokenizer, Until, chooser, stoppable
 from workbench.engines.template import Prompt, prompt_of
 from workbench.exceptions import WorkbenchError, need
 from workbench.formats import Format
+from workbench.formats.bitsandbytes import library
 from workbench.planning import Plan, plan_for
 from workbench.progress import Progress, Steps
 
@@ -45,6 +39,7 @@ def open_steps(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    anyway: bool = False,
 ) -> Steps[TransformersEngine]:
     """An engine for `checkpoint`; the arguments are those of `workbench.run`."""
     where = build.device_of(device)
@@ -55,11 +50,14 @@ def open_steps(
         quantization = _bitsandbytes_config(native, kind)
     elif format is not None:
         plan = plan_for(checkpoint, format)
+    fit.guard.free()
+    needs = build.needed(checkpoint, plan, kind, where, quantization)
+    room.ask(needs, checkpoint, f"running {checkpoint.name}", where, anyway=anyway)
     yield Progress(0, 0, "B", "opening the tokenizer")
     tokenizer = checkpoint.tokenizer
     before = memory_held(where)
     model = yield from build.model_of_steps(
-        checkpoint, plan, kind, where, importance=importance, quantization=quantization
+        checkpoint, plan, kind, where, importance=importance, quantization=quantization, anyway=True
     )
     if native is not None:
         _mind_odd_shapes(model)
@@ -68,76 +66,41 @@ def open_steps(
         label, what = plan.name, _what_decoded(checkpoint, plan, kind)
     else:
         label, what = "", _what_original(checkpoint, kind)
-    return TransformersEngine(checkpoint, model, tokenizer, f"{checkpoint.name} {label}".rstrip(), what, before)
+    name = f"{checkpoint.name} {label}".rstrip()
+    return TransformersEngine(checkpoint, model, tokenizer, name, what, before, needs, anyway)
 
 
-class TransformersEngine:
+class TransformersEngine(Answering):
     """A transformers model that answers; see `engines.base.Engine`. Made by `workbench.run`."""
 
+    can = Can(logits=True, token_ids=True, seed=True)
+
     def __init__(
-        self, checkpoint: Checkpoint, model: Any, tokenizer: Any, name: str, what: str, memory_before: int
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        what: str,
+        memory_before: int,
+        needs: fit.Memory | None = None,
+        anyway: bool = False,
     ) -> None:
-        self.name, self.what = name, what
+        super().__init__(name, what, memory_before, memory_held(model.device))
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
-        self.memory_before, self.memory_after = memory_before, memory_held(model.device)
         self.context = _context(model.config)
         self._template = checkpoint.chat_template
         self.ends = _ends(checkpoint, model.config, tokenizer)
-        self._guard = threading.Lock()
-        self._current: weakref.ref[TransformersStream] | None = None
+        self.needs, self.anyway = needs, anyway
 
-    def __call__(self, prompt: str | Messages, **settings: Any) -> Reply:
-        """Answer a text, or a list of {"role", "content"}; the settings are those of `Settings`."""
-        stream = self.stream(prompt, **settings)
-        for _ in stream:
-            pass
-        assert stream.reply is not None
-        return stream.reply
+    @property
+    def where(self) -> str:
+        return str(self.device)
 
-    def stream(self, prompt: str | Messages, **settings: Any) -> TransformersStream:
-        """Answer piece by piece: iterate for the text, then see `.reply`. Closing it stops the model."""
-        chosen = Settings.of(**settings)
-        messages = messages_of(prompt, chosen.system)
-        with self._guard:
-            if self.model is None:
-                raise WorkbenchError(self.name, "this engine was closed", do="open it again with workbench.run(...)")
-            current = self._current and self._current()
-            if current and not current.ended:
-                raise WorkbenchError(self.name, "it is still answering", do="call stop(), or close the other stream")
-            stream = TransformersStream(self, messages, chosen)
-            self._current = weakref.ref(stream)
-        return stream
-
-    def stop(self) -> None:
-        """End the reply in progress, from any thread, within a second; without one, do nothing."""
-        current = self._current and self._current()
-        if current:
-            current.stop()
-
-    def close(self) -> None:
-        """Free the model's memory. The engine cannot be used again; closing twice does no harm."""
-        current = self._current and self._current()
-        if current:
-            current.close()
-        with self._guard:
-            self.model = self.tokenizer = None
-        gc.collect()
-        if self.device.type == "cuda":
-            need("torch").cuda.empty_cache()
-        else:
-            _return_free_memory()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        grown = (self.memory_after - self.memory_before) / 1e6
-        closed = " (closed)" if self.model is None else ""
-        return f"{self.name}{closed}: {self.what}; {grown:,.0f} MB on {self.device}"
+    def _free(self) -> None:
+        self.model = self.tokenizer = None
+        fit.guard.free()
 
     def prompt(self, messages: list[dict[str, str]]) -> tuple[Prompt, list[int]]:
         """The conversation as the model reads it, text and token ids.
@@ -163,142 +126,52 @@ class TransformersEngine:
             )
         return prompt, ids
 
+    def _write(
+        self, messages: list[dict[str, str]], settings: Settings, draft: Draft, stop: threading.Event
+    ) -> Iterator[str]:
+        began = time.perf_counter()
+        prompt, ids = self.prompt(messages)
+        draft.note, draft.prompt_tokens = prompt.note, len(ids)
+        room.ask_for_prompt(self.needs, len(ids), self.device, anyway=self.anyway)
 
-class TransformersStream:
-    """One reply as it is made: an iterator of text, with `reply` once it has ended.
+        def needs() -> fit.Memory | None:
+            return self.needs and self.needs.at(context=len(ids) + len(draft.ids))
 
-    The pieces join to `reply.text`. May be iterated in one thread and stopped from another.
-    """
+        with fit.guarded(needs, f"a reply of {self.name}", str(self.device)):
+            yield from self._tokens(ids, settings, draft, stop, began)
 
-    def __init__(self, engine: TransformersEngine, messages: list[dict[str, str]], settings: Settings) -> None:
-        self._stop = threading.Event()
-        self._turn = threading.Lock()  # held while a piece is made
-        self._draft = _Draft()
-        # No reference back to this object: a stream that a loop has left is collected, and so ended, at once.
-        self._pieces = _pieces(engine, messages, settings, self._draft, self._stop)
-
-    @property
-    def reply(self) -> Reply | None:
-        return self._draft.reply
-
-    @property
-    def ended(self) -> bool:
-        return self._draft.ended
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        with self._turn:
-            return next(self._pieces)
-
-    def stop(self) -> None:
-        """Ask for the end and return at once; the thread that iterates comes to its end within a second."""
-        self._stop.set()
-        if self._turn.acquire(blocking=False):  # nobody is waiting for a piece, so nobody else will end it
-            try:
-                self._finish()
-            finally:
-                self._turn.release()
-
-    def close(self) -> None:
-        """End the reply and wait until the model has stopped."""
-        self._stop.set()
-        with self._turn:
-            self._finish()
-
-    def _finish(self) -> None:
-        self._pieces.close()
-        if not self._draft.ended:  # it never began
-            self._draft.end()
-
-
-@dataclass
-class _Draft:
-    """A reply in the making."""
-
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # to make each token, the one that ends the reply included
-    prompt_tokens: int = 0
-    finish: Finish = "stopped"
-    note: str = ""
-    ended: bool = False
-    reply: Reply | None = None
-
-    def end(self) -> None:
-        later = self.seconds[1:]
-        left, tokens = len(self.text), []
-        for token in self.tokens:  # a stop string, and what was held back for it, belong to no token
-            tokens.append(token[:left])
-            left -= len(tokens[-1])
-        self.ended = True
-        self.reply = Reply(
-            text=self.text,
-            token_ids=tuple(self.ids),
-            tokens=tuple(tokens),
-            prompt_tokens=self.prompt_tokens,
-            seconds_to_first=self.seconds[0] if self.seconds else math.nan,
-            tokens_per_second=len(later) / sum(later) if later else math.nan,
-            finish=self.finish,
-            note=self.note,
-        )
-
-
-def _pieces(
-    engine: TransformersEngine,
-    messages: list[dict[str, str]],
-    settings: Settings,
-    draft: _Draft,
-    stop: threading.Event,
-) -> Generator[str, None, None]:
-    """The text of a reply as it is made; keeps the account in `draft`, however it ends."""
-    try:
-        for text in _write(engine, messages, settings, draft, stop):
-            draft.text += text
+    def _tokens(
+        self, ids: list[int], settings: Settings, draft: Draft, stop: threading.Event, began: float
+    ) -> Iterator[str]:
+        most = settings.max_tokens if self.context is None else min(settings.max_tokens, self.context - len(ids))
+        decoding, choose = Decoding(self.model, ids), chooser(settings)
+        detokenizer, until = Detokenizer(self.tokenizer), Until(settings.stop)
+        reading = time.perf_counter()
+        with stoppable(self.model, stop):
+            while len(draft.ids) < most:
+                token = choose(decoding.logits())
+                now = time.perf_counter()
+                if not draft.seconds:
+                    draft.prompt_per_second = len(ids) / (now - reading)
+                draft.seconds.append(now - began)
+                if token in self.ends:
+                    draft.finish = "stop"
+                    break
+                decoding.append(token)
+                draft.ids.append(token)
+                draft.tokens.append(detokenizer.add(token))
+                if text := until.add(draft.tokens[-1]):
+                    yield text
+                if until.found:
+                    draft.finish = "stop"
+                    return
+                began = time.perf_counter()  # the time in which the reader holds a piece is not the model's
+            else:
+                draft.finish = "length"
+        if rest := detokenizer.rest():
+            draft.tokens[-1] += rest
+        if text := until.add(rest) + until.rest():
             yield text
-    except Stopped:
-        pass
-    finally:
-        draft.end()
-
-
-def _write(
-    engine: TransformersEngine,
-    messages: list[dict[str, str]],
-    settings: Settings,
-    draft: _Draft,
-    stop: threading.Event,
-) -> Iterator[str]:
-    began = time.perf_counter()
-    prompt, ids = engine.prompt(messages)
-    draft.note, draft.prompt_tokens = prompt.note, len(ids)
-    room = settings.max_tokens if engine.context is None else min(settings.max_tokens, engine.context - len(ids))
-    decoding, choose = Decoding(engine.model, ids), chooser(settings)
-    detokenizer, until = Detokenizer(engine.tokenizer), Until(settings.stop)
-    with stoppable(engine.model, stop):
-        while len(draft.ids) < room:
-            token = choose(decoding.logits())
-            draft.seconds.append(time.perf_counter() - began)
-            if token in engine.ends:
-                draft.finish = "stop"
-                break
-            decoding.append(token)
-            draft.ids.append(token)
-            draft.tokens.append(detokenizer.add(token))
-            if text := until.add(draft.tokens[-1]):
-                yield text
-            if until.found:
-                draft.finish = "stop"
-                return
-            began = time.perf_counter()  # the time in which the reader holds a piece is not the model's
-        else:
-            draft.finish = "length"
-    if rest := detokenizer.rest():
-        draft.tokens[-1] += rest
-    if text := until.add(rest) + until.rest():
-        yield text
 
 
 # --- which weights ------------------------------------------------------------------------------
@@ -313,9 +186,7 @@ def _bitsandbytes_name(format: object) -> str | None:
 
 
 def _bitsandbytes_config(name: str, dtype: torch.dtype) -> Any:
-    # It warns of a cast in every layer of every pass, and of an optional kernel from a hub.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    need("bitsandbytes")
+    library()
     config = need("transformers").BitsAndBytesConfig
     if name == "LLM.int8":
         return config(load_in_8bit=True)
@@ -324,14 +195,14 @@ def _bitsandbytes_config(name: str, dtype: torch.dtype) -> Any:
 
 def _mind_odd_shapes(model: Any) -> None:
     """Keep bitsandbytes from a packing for CPUs that fails an assertion on shapes like 96 x 80."""
-    layer = need("bitsandbytes").nn.Linear4bit
+    layer = library().nn.Linear4bit
     for module in model.modules():
         if isinstance(module, layer) and (module.out_features % 32 or module.in_features % 64):
             module.support_avx512bf16_for_cpu = False
 
 
 def _what_native(name: str, model: Any, dtype: torch.dtype) -> str:
-    layers = need("bitsandbytes").nn
+    layers = library().nn
     count = sum(isinstance(module, layers.Linear4bit | layers.Linear8bitLt) for module in model.modules())
     return f"bitsandbytes {name} as that library loads it: {count} matrices in its layers, the rest in {_short(dtype)}"
 
@@ -359,18 +230,10 @@ def _short(dtype: torch.dtype) -> str:
 
 def memory_held(device: torch.device) -> int:
     """Bytes in use: of PyTorch's allocator on a GPU, else of this process."""
-    gc.collect()
+    fit.guard.free()
     if device.type == "cuda":
         return int(need("torch").cuda.memory_allocated(device))
-    _return_free_memory()
     return int(need("psutil").Process().memory_info().rss)
-
-
-def _return_free_memory() -> None:
-    """Give the system what the C library keeps for later; on a 100 MB model it can keep twice as much."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _context(config: Any) -> int | None:

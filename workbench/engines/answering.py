@@ -1,0 +1,196 @@
+"""What engines share: one reply at a time, made piece by piece, stopped from any thread, counted however it ends."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from workbench.engines.base import Can, Finish, Messages, Reply, Settings, messages_of
+from workbench.exceptions import WorkbenchError
+
+
+class Stopped(BaseException):
+    """Ends a reply that nobody waits for any more; not an `Exception`, so nothing on the way swallows it."""
+
+
+@dataclass
+class Draft:
+    """A reply in the making."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # to make each token, the one that ends the reply included
+    prompt_tokens: int = 0
+    prompt_per_second: float = math.nan
+    finish: Finish = "stopped"
+    note: str = ""
+    ended: bool = False
+    reply: Reply | None = None
+
+    def end(self) -> None:
+        later = self.seconds[1:]
+        left, tokens = len(self.text), []
+        for token in self.tokens:  # a stop string, and what was held back for it, belong to no token
+            tokens.append(token[:left])
+            left -= len(tokens[-1])
+        self.ended = True
+        self.reply = Reply(
+            text=self.text,
+            token_ids=tuple(self.ids),
+            tokens=tuple(tokens),
+            prompt_tokens=self.prompt_tokens,
+            seconds_to_first=self.seconds[0] if self.seconds else math.nan,
+            tokens_per_second=len(later) / sum(later) if sum(later) else math.nan,
+            finish=self.finish,
+            note=self.note,
+            prompt_per_second=self.prompt_per_second,
+        )
+
+
+Write = Callable[[list[dict[str, str]], Settings, Draft, threading.Event], Iterator[str]]
+
+
+class Answer:
+    """One reply as it is made: an iterator of text, with `reply` once it has ended.
+
+    The pieces join to `reply.text`. May be iterated in one thread and stopped from another.
+    """
+
+    def __init__(self, write: Write, messages: list[dict[str, str]], settings: Settings) -> None:
+        self._stop = threading.Event()
+        self._turn = threading.Lock()  # held while a piece is made
+        self._draft = Draft()
+        # No reference back to this object: a stream that a loop has left is collected, and so ended, at once.
+        self._pieces = _pieces(write, messages, settings, self._draft, self._stop)
+
+    @property
+    def reply(self) -> Reply | None:
+        return self._draft.reply
+
+    @property
+    def ended(self) -> bool:
+        return self._draft.ended
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        with self._turn:
+            return next(self._pieces)
+
+    def stop(self) -> None:
+        """Ask for the end and return at once; the thread that iterates comes to its end within a second."""
+        self._stop.set()
+        if self._turn.acquire(blocking=False):  # nobody is waiting for a piece, so nobody else will end it
+            try:
+                self._finish()
+            finally:
+                self._turn.release()
+
+    def close(self) -> None:
+        """End the reply and wait until the model has stopped."""
+        self._stop.set()
+        with self._turn:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._pieces.close()
+        if not self._draft.ended:  # it never began
+            self._draft.end()
+
+
+def _pieces(
+    write: Write, messages: list[dict[str, str]], settings: Settings, draft: Draft, stop: threading.Event
+) -> Generator[str, None, None]:
+    """The text of a reply as it is made; keeps the account in `draft`, however it ends."""
+    try:
+        for text in write(messages, settings, draft, stop):
+            draft.text += text
+            yield text
+    except Stopped:
+        pass
+    finally:
+        draft.end()
+
+
+class Answering(ABC):
+    """The part of an `engines.base.Engine` that does not depend on what runs the model."""
+
+    can = Can()
+
+    def __init__(self, name: str, what: str, memory_before: int, memory_after: int) -> None:
+        self.name, self.what = name, what
+        self.memory_before, self.memory_after = memory_before, memory_after
+        self.closed = False
+        self._guard = threading.Lock()
+        self._current: weakref.ref[Answer] | None = None
+
+    @abstractmethod
+    def _write(
+        self, messages: list[dict[str, str]], settings: Settings, draft: Draft, stop: threading.Event
+    ) -> Iterator[str]:
+        """Make a reply: yield its text, keep account in `draft`, and end (or raise `Stopped`) once `stop` is set."""
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Let go of the model; called once, when nothing is being answered."""
+
+    def __call__(self, prompt: str | Messages, **settings: Any) -> Reply:
+        """Answer a text, or a list of {"role", "content"}; the settings are those of `Settings`."""
+        stream = self.stream(prompt, **settings)
+        for _ in stream:
+            pass
+        assert stream.reply is not None
+        return stream.reply
+
+    def stream(self, prompt: str | Messages, **settings: Any) -> Answer:
+        """Answer piece by piece: iterate for the text, then see `.reply`. Closing it stops the model."""
+        chosen = Settings.of(**settings)
+        messages = messages_of(prompt, chosen.system)
+        with self._guard:
+            if self.closed:
+                raise WorkbenchError(self.name, "this engine was closed", do="open it again with workbench.run(...)")
+            current = self._current and self._current()
+            if current and not current.ended:
+                raise WorkbenchError(self.name, "it is still answering", do="call stop(), or close the other stream")
+            stream = Answer(self._write, messages, chosen)
+            self._current = weakref.ref(stream)
+        return stream
+
+    def stop(self) -> None:
+        """End the reply in progress, from any thread, within a second; without one, do nothing."""
+        current = self._current and self._current()
+        if current:
+            current.stop()
+
+    def close(self) -> None:
+        """Free the model's memory. The engine cannot be used again; closing twice does no harm."""
+        current = self._current and self._current()
+        if current:
+            current.close()
+        with self._guard:
+            closed, self.closed = self.closed, True
+        if not closed:
+            self._free()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def where(self) -> str:
+        """What holds the model's memory."""
+        return "cpu"
+
+    def __repr__(self) -> str:
+        grown = (self.memory_after - self.memory_before) / 1e6
+        closed = " (closed)" if self.closed else ""
+        return f"{self.name}{closed}: {self.what}; {grown:,.0f} MB on {self.where}"

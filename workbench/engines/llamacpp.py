@@ -1,0 +1,294 @@
+"""The engine of llama.cpp: a GGUF file in this process, computed as llama.cpp really computes it.
+
+xllamacpp carries llama.cpp ready built. What could end this process stays outside of it: the file is
+first opened in a process of its own (`trial`), and its chat template is rendered by `template`, never
+by llama.cpp. Prompts are not cached between replies, so that the same question gets the same answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from workbench import fit
+from workbench.checkpoint import Checkpoint
+from workbench.checkpoint.gguf import LongArray
+from workbench.engines import trial
+from workbench.engines.answering import Answering, Draft, Stopped
+from workbench.engines.base import Can, Settings
+from workbench.engines.generate import Until
+from workbench.engines.template import prompt_of
+from workbench.engines.weights import cores
+from workbench.exceptions import WorkbenchError, need
+from workbench.fit.cache import type_names
+from workbench.progress import Progress, Steps, in_thread
+
+CONTEXT = 4096  # tokens, where the model was made for more
+LINGER = 0.5  # seconds that the end of a reply waits for llama.cpp to finish its batch
+SEEDS = 2**32 - 1  # llama.cpp takes 32 bits, and the last number for "any"
+SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How llama.cpp runs a file.
+
+    Attributes:
+        path: the GGUF, or the first of its parts.
+        context: tokens of prompt and reply together.
+        kv: the types that keys and values are kept in, such as ("f16", "q8_0").
+        threads: that compute.
+        gpu_layers: how many layers a GPU holds.
+    """
+
+    path: str
+    context: int
+    kv: tuple[str, str]
+    threads: int
+    gpu_layers: int
+
+
+def options_of(
+    checkpoint: Checkpoint,
+    context: int | None = None,
+    kv: str | tuple[str, str] | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+) -> Options:
+    """What a caller asked for, checked; None takes what suits this machine and model.
+
+    Raises:
+        WorkbenchError: not a GGUF, a context longer than the model was made for, an unknown cache
+            type, or layers for a GPU that this build of llama.cpp cannot use.
+    """
+    if checkpoint.kind != "gguf":
+        raise WorkbenchError(
+            checkpoint.name,
+            "llama.cpp runs GGUF files, and this model is a folder of safetensors",
+            do='write one with wb.export(model, "Q4_K_M", "model.gguf"), or run it with engine="transformers"',
+        )
+    trained = checkpoint.metadata.get(f"{checkpoint.architecture}.context_length")
+    longest = trained if isinstance(trained, int) and trained > 0 else CONTEXT
+    _check("context", context, 1, longest, f"the model was made for {longest:,} tokens")
+    _check("threads", threads, 1, 1024)
+    _check("gpu_layers", gpu_layers, 0, 100_000)
+    if gpu_layers and not has_gpu():
+        raise WorkbenchError(
+            "gpu_layers",
+            f"it is {gpu_layers}, and this build of llama.cpp finds no GPU",
+            allowed="0, or None",
+            do="install the wheel of xllamacpp for your GPU, which its documentation names",
+        )
+    layers = gpu_layers if gpu_layers is not None else 100_000 * has_gpu()
+    types = type_names("f16" if kv is None else kv, "llama.cpp")
+    return Options(str(checkpoint.path.resolve()), context or min(longest, CONTEXT), types, threads or cores(), layers)
+
+
+def _check(name: str, value: object, least: int, most: int, why: str = "") -> None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most):
+        return
+    found = f"it is {value!r:.40}" + (f", and {why}" if why else "")
+    raise WorkbenchError(name, found, allowed=f"a whole number from {least} to {most:,}, or None")
+
+
+def has_gpu() -> bool:
+    """Whether this build of llama.cpp finds a GPU."""
+    library = need("xllamacpp")
+    cpu = library.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    return any(device["type"] != cpu for device in library.get_device_info())
+
+
+def open_steps(
+    checkpoint: Checkpoint,
+    *,
+    context: int | None = None,
+    kv: str | tuple[str, str] | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    anyway: bool = False,
+) -> Steps[LlamaCppEngine]:
+    """An engine for a GGUF `checkpoint`; the arguments are those of `workbench.run`."""
+    need("xllamacpp")
+    options = options_of(checkpoint, context, kv, threads, gpu_layers)
+    fit.guard.free()
+    what = f"running {checkpoint.name}"
+    needs = fit.memory(checkpoint, None, options.context, kv=options.kv)
+    fit.ask(needs, what, "cuda" if options.gpu_layers else "cpu", anyway=anyway)
+    yield from trial.open_steps(checkpoint.name, asdict(options))
+    before = resident()
+    yield Progress(0, 0, "", "opening the model")
+    server = yield from in_thread(lambda _: trial.server_of(asdict(options), key=secrets.token_urlsafe()))
+    return LlamaCppEngine(checkpoint, server, options, before)
+
+
+def resident() -> int:
+    """Bytes of main memory that this process holds."""
+    fit.guard.free()
+    return int(need("psutil").Process().memory_info().rss)
+
+
+class _End(Exception):
+    """llama.cpp has reported all of a reply."""
+
+
+class LlamaCppEngine(Answering):
+    """A GGUF that answers in llama.cpp; see `engines.base.Engine`. Made by `workbench.run`."""
+
+    can = Can(seed=True)
+
+    def __init__(self, checkpoint: Checkpoint, server: Any, options: Options, memory_before: int) -> None:
+        kept = f"keys and values in {' and '.join(dict.fromkeys(options.kv))}"
+        what = f"the file as llama.cpp computes it, context {options.context:,}, {kept}, {options.threads} threads"
+        super().__init__(checkpoint.name, what, memory_before, resident())
+        self.options, self.context = options, options.context
+        self._server = server
+        self._template = checkpoint.chat_template
+        self._special = _special_tokens(checkpoint)
+        self._spaced = checkpoint.metadata.get("tokenizer.ggml.model") == "llama"
+        self._workers: list[threading.Thread] = []
+
+    @property
+    def where(self) -> str:
+        return "cpu" if not self.options.gpu_layers else "cpu, beside what the GPU holds"
+
+    def _free(self) -> None:
+        for worker in self._workers:  # llama.cpp ends its batch before it lets go
+            worker.join()
+        self._server = None
+        fit.guard.free()
+
+    def _prompt(self, text: str) -> str | list[int | str]:
+        """The text for llama.cpp, which begins it with the token that begins a text: here, never with two of them."""
+        number, written = self._special.get("bos_token", (0, ""))
+        return [number, text.removeprefix(written)] if written and text.startswith(written) else text
+
+    def _write(
+        self, messages: list[dict[str, str]], settings: Settings, draft: Draft, stop: threading.Event
+    ) -> Iterator[str]:
+        began = time.perf_counter()
+        tokens = {name: text for name, (_, text) in self._special.items()}
+        prompt = prompt_of(self._template, messages, model=self.name, tokens=tokens)
+        if not prompt.text:
+            raise WorkbenchError(self.name, "the prompt is empty", do="pass a text")
+        draft.note = prompt.note
+        until, spaced = Until(settings.stop), self._spaced
+        for event, now in self._events(_request(self._prompt(prompt.text), settings), stop):
+            made = _read(event, draft, self.name, self.context)
+            if made is None:
+                continue
+            count, text = made
+            draft.seconds += [(now - began) / max(count, 1)] * count
+            began = now
+            if spaced and text:  # a tokenizer of this kind writes a space before the first word
+                text, spaced = text.removeprefix(" "), False
+            draft.tokens += ["", *[""] * (count - 1)][:count]
+            if draft.tokens:
+                draft.tokens[-1] += text
+            if text := until.add(text):
+                yield text
+            if until.found:
+                draft.finish = "stop"
+                return
+        if draft.finish == "stop" and draft.tokens and not draft.tokens[-1]:
+            draft.tokens.pop()  # the token that ended the reply
+        if text := until.rest():
+            yield text
+
+    def _events(self, request: dict[str, Any], stop: threading.Event) -> Iterator[tuple[dict[str, Any], float]]:
+        """What llama.cpp reports of a reply, and when; raises `Stopped` once `stop` is set."""
+        events: SimpleQueue[tuple[dict[str, Any], float] | BaseException] = SimpleQueue()
+        left = threading.Event()  # nobody reads any more
+
+        def work(server: Any) -> None:
+            def take(event: dict[str, Any]) -> bool:
+                events.put((event, time.perf_counter()))
+                return stop.is_set() or left.is_set()
+
+            try:
+                server.handle_completions(request, take)
+                events.put(_End())
+            except BaseException as error:
+                events.put(error)
+
+        worker = threading.Thread(target=work, args=(self._server,), daemon=True)
+        self._workers = [*(each for each in self._workers if each.is_alive()), worker]
+        worker.start()
+        try:
+            while True:
+                if stop.is_set():
+                    raise Stopped
+                try:
+                    event = events.get(timeout=0.1)
+                except Empty:
+                    continue
+                if isinstance(event, _End):
+                    return
+                if isinstance(event, BaseException):
+                    raise WorkbenchError(self.name, f"llama.cpp refused the question: {event!s:.300}") from event
+                yield event
+        finally:
+            left.set()
+            worker.join(LINGER)
+
+
+def _request(prompt: str | list[int | str], settings: Settings) -> dict[str, Any]:
+    """A reply with these settings, in the order of samplers that transformers has, and no other sampler."""
+    return {
+        "prompt": prompt,
+        "stream": True,
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "seed": settings.seed % SEEDS,
+        "samplers": ["temperature", "top_k", "top_p"],
+        "cache_prompt": False,
+        "timings_per_token": True,
+        "return_progress": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def _read(event: dict[str, Any], draft: Draft, name: str, context: int) -> tuple[int, str] | None:
+    """(how many tokens are new, the text they complete) of a report, the rest noted in `draft`; None: nothing new."""
+    if "error" in event:
+        raise _refusal(event["error"], name, context)
+    timings = event.get("timings") or {}
+    draft.prompt_tokens = timings.get("prompt_n") or draft.prompt_tokens
+    if timings.get("predicted_n"):
+        draft.prompt_per_second = timings["prompt_per_second"]
+    if not event["choices"]:
+        return None
+    choice = event["choices"][0]
+    if choice["finish_reason"]:
+        draft.finish = "stop" if choice["finish_reason"] == "stop" else "length"
+    count = max(0, timings.get("predicted_n", 0) - len(draft.tokens))
+    return (count, choice["text"]) if count or choice["text"] else None
+
+
+def _refusal(error: dict[str, Any], name: str, context: int) -> WorkbenchError:
+    if error.get("type") != "exceed_context_size_error":
+        return WorkbenchError(name, f"llama.cpp refused the question: {error.get('message')!s:.300}")
+    return WorkbenchError(
+        name,
+        f"the prompt has {error['n_prompt_tokens']:,} tokens, and the context is {context:,}",
+        allowed=f"up to {context - 1:,} tokens",
+        do="shorten the prompt, leave out the oldest messages, or run the file with a larger context=",
+    )
+
+
+def _special_tokens(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
+    """The tokens that chat templates refer to: name -> (number, text)."""
+    listed = checkpoint.metadata.get("tokenizer.ggml.tokens")
+    texts = listed.read() if isinstance(listed, LongArray) else listed or []
+    numbers = {name: checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in SPECIAL.items()}
+    return {
+        name: (number, str(texts[number]))
+        for name, number in numbers.items()
+        if isinstance(number, int) and number < len(texts)
+    }
