@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import workbench as wb
@@ -432,3 +434,21 @@ def test_an_interrupted_kernel_cancels_an_inline_job_and_keeps_what_it_has():
     jobs.start("Working", interrupted(), lambda _: None, stopped=lambda: kept.append(True))
     assert jobs.status.state == "cancelled"
     assert kept
+
+
+@pytest.mark.parametrize("panel", [panels.Quantize, panels.Chat])
+def test_what_does_not_fit_can_be_gone_ahead_with(session, monkeypatch, panel):
+    made = panel(session)
+    session.formats, session.format = ("Q8_0",), "Q8_0"
+    nothing = SimpleNamespace(available=1000, total=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: nothing)
+    assert made.strip.anyway.layout.display == "none"
+    made.run()
+    assert session.jobs.wait(60)
+    assert "cpu has 1 kB" in made.strip.said.value
+    assert made.strip.anyway.layout.display is None
+    made.strip.anyway.click()
+    finished(session)
+    assert made.strip.anyway.layout.display == "none"
+    assert session.engines if panel is panels.Chat else session.errors
+    assert "anyway=True)" in made.code

@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench import files
+from workbench import files, fit
 from workbench.checkpoint import Checkpoint
-from workbench.engines import build
+from workbench.engines import build, room
 from workbench.exceptions import WorkbenchError, need
+from workbench.fit.architecture import part_of
 from workbench.measure import text as texts
 from workbench.measure.text import Text
 from workbench.progress import Progress, Steps, drain, in_thread
@@ -69,7 +71,15 @@ class Calibration:
         return {name: self.mean_square(name) for name in self.inputs}
 
 
-def calibrate(checkpoint: Checkpoint, text: Text, *, tokens: int = 2048, context: int = 512, sampled: int = 256):
+def calibrate(
+    checkpoint: Checkpoint,
+    text: Text,
+    *,
+    tokens: int = 2048,
+    context: int = 512,
+    sampled: int = 256,
+    anyway: bool = False,
+) -> Calibration:
     """Run the model over `text` once and keep what its matrices are fed.
 
     Args:
@@ -77,22 +87,51 @@ def calibrate(checkpoint: Checkpoint, text: Text, *, tokens: int = 2048, context
         tokens: how much of the text is used at most.
         context: length of the sequences it is cut into, in tokens.
         sampled: how many input vectors are kept for output errors.
+        anyway: go ahead even if it does not fit in memory.
 
     Raises:
         WorkbenchError: the text is too short, or the context is longer than the model's.
+        DoesNotFit: before a weight is read, or when memory ran out all the same.
     """
-    steps = calibrate_steps(checkpoint, text, tokens=tokens, context=context, sampled=sampled)
+    steps = calibrate_steps(checkpoint, text, tokens=tokens, context=context, sampled=sampled, anyway=anyway)
     return drain(steps, label="calibrating")
 
 
 def calibrate_steps(
-    checkpoint: Checkpoint, text: Text, *, tokens: int = 2048, context: int = 512, sampled: int = 256
+    checkpoint: Checkpoint,
+    text: Text,
+    *,
+    tokens: int = 2048,
+    context: int = 512,
+    sampled: int = 256,
+    anyway: bool = False,
 ) -> Steps[Calibration]:
     folder = _folder(checkpoint, text, tokens, context, sampled)
     if not (folder / "inputs.json").exists():
         ids = need("torch").from_numpy(texts.chunks_of(checkpoint, text, context, tokens=tokens, least=LEAST_TOKENS))
-        yield from in_thread(lambda report: _collect(checkpoint, ids, sampled, folder, report))
+        where = build.device_of(None)
+        needs, what = _needed(checkpoint, ids, where), f"calibrating {checkpoint.name}"
+        instead = f"fewer tokens than {ids.numel():,}"
+        fit.ask(needs, what, room.here(where), instead=instead, anyway=anyway)
+        with fit.guarded(needs, what, str(where), instead=instead):
+            yield from in_thread(lambda report: _collect(checkpoint, ids, sampled, folder, report))
     return _opened(folder)
+
+
+def _needed(checkpoint: Checkpoint, ids: torch.Tensor, device: torch.device) -> int | None:
+    """Bytes of the pass: a layer's activations for all tokens, and the largest module, in float32.
+
+    The experts of a layer may be one module.
+    """
+    sequences, length = ids.shape
+    whole = room.needed(checkpoint, None, need("torch").float32, device, context=length, batch=sequences)
+    if whole is None:
+        return None
+    modules = Counter[object]()
+    for info in checkpoint.tensors.values():
+        routed = part_of(info.name, info.shape) == "experts"
+        modules[info.layer if routed else info.name] += 4 * info.params
+    return whole.parts["compute"] + max(modules.values(), default=0)
 
 
 def calibration_so_far(

@@ -117,6 +117,7 @@ def errors(
     tensors: str | None = None,
     tokens: int = 2048,
     threads: int | None = None,
+    anyway: bool = False,
 ) -> ErrorTable:
     """Measure what each format does to every matrix.
 
@@ -128,6 +129,7 @@ def errors(
         tensors: only tensors whose name matches this pattern (``"*down_proj*"``).
         tokens: how much of the text is used at most.
         threads: worker threads; as many as this process may use by default.
+        anyway: go ahead even if it does not fit in memory.
 
     Streams: a run of rows at a time, so memory stays at a few such runs per thread
     whatever the model's size. Each finished matrix is in the cache, so an interrupted
@@ -136,8 +138,10 @@ def errors(
     Raises:
         WorkbenchError: unknown format, no matching tensor, or a format that needs an
             importance matrix without a text; before anything is read.
+        DoesNotFit: before a weight is read; or when memory ran out all the same, with what was
+            measured by then kept.
     """
-    steps = errors_steps(model, formats, text, tensors=tensors, tokens=tokens, threads=threads)
+    steps = errors_steps(model, formats, text, tensors=tensors, tokens=tokens, threads=threads, anyway=anyway)
     return drain(steps, label="measuring errors")
 
 
@@ -149,13 +153,16 @@ def errors_steps(
     tensors: str | None = None,
     tokens: int = 2048,
     threads: int | None = None,
+    anyway: bool = False,
 ) -> Steps[ErrorTable]:
     wanted = checked_formats(formats, calibrated=text is not None)
     opened = model if isinstance(model, Checkpoint) else (yield from checkpoints.load_steps(model))
     matrices = _matching(opened, tensors)
-    calibration = (yield from calibrate_steps(opened, text, tokens=tokens)) if text is not None else None
+    calibration = None
+    if text is not None:
+        calibration = yield from calibrate_steps(opened, text, tokens=tokens, anyway=anyway)
     found = yield from losses.measure_steps(
-        opened, matrices, wanted, lambda info: _Basis.of(info, calibration), threads
+        opened, matrices, wanted, lambda info: _Basis.of(info, calibration), threads, anyway=anyway
     )
     return _table(opened, wanted, matrices, calibration, found)
 

@@ -99,7 +99,7 @@ def sensitivity_steps(
     if run.finished.exists():
         return Card.load(run.finished, opened)
     fit.ask(run.memory, f"measuring the sensitivity of {opened.name}", where.type, anyway=anyway)
-    loaded = yield from build.model_of_steps(opened, None, kind, where)
+    loaded = yield from build.model_of_steps(opened, None, kind, where, anyway=anyway)
     return (yield from in_thread(lambda report: run.card(loaded, report)))
 
 

@@ -58,6 +58,7 @@ class Chat(Panel):
         self.said = parts.html_box()
         self.held = parts.html_box("wb-grow")
         self.strip.cancels_its_own = False
+        self.strip.go_ahead = lambda: self.attempt(lambda: self._start(anyway=True))
         self.turns: list[Turn] = []
         self._model: object = None
         self.empty = parts.hint("Open a model first.")
@@ -104,10 +105,10 @@ class Chat(Panel):
         """Ask what the prompt box says."""
         self.attempt(self._start)
 
-    def _start(self) -> None:
+    def _start(self, anyway: bool = False) -> None:
         names = self.names
-        turn = Turn(self.prompt.value, names, self.code, ["" for _ in names])
-        steps = self._answer_steps(turn, self.messages, self.settings)
+        turn = Turn(self.prompt.value, names, self._code_of(anyway), ["" for _ in names])
+        steps = self._answer_steps(turn, self.messages, self.settings, anyway)
         self.turns = [*self.turns, turn] if len(names) == 1 else [turn]
         if len(names) == 1:
             self.prompt.value = ""  # side by side it stays, to be asked again in other formats
@@ -119,8 +120,10 @@ class Chat(Panel):
             stopped=lambda: self._stopped(turn),
         )
 
-    def _answer_steps(self, turn: Turn, messages: str | list[dict[str, str]], settings: dict[str, Any]) -> Steps[None]:
-        engines = yield from self._engines_steps(turn.names)
+    def _answer_steps(
+        self, turn: Turn, messages: str | list[dict[str, str]], settings: dict[str, Any], anyway: bool
+    ) -> Steps[None]:
+        engines = yield from self._engines_steps(turn.names, anyway)
         yield from self._showing(self._asked_steps(turn, engines, messages, settings))
 
     def _asked_steps(self, turn: Turn, engines: list[Engine], messages: Any, settings: dict[str, Any]) -> Steps[None]:
@@ -135,9 +138,11 @@ class Chat(Panel):
         else:
             yield from reply_steps(engines[0], messages, show, turn.replies.append, **settings)
 
-    def _engines_steps(self, names: tuple[str, ...]) -> Steps[list[Engine]]:
+    def _engines_steps(self, names: tuple[str, ...], anyway: bool) -> Steps[list[Engine]]:
         """The engines for these formats: those that run already, and new ones; others give their memory back."""
         session, model = self.session, self.session.checkpoint
+        if anyway:
+            session.close_engines()  # one that refused a prompt is started again, without its scruples
         for name, engine in session.engines.items():
             if name not in names:
                 engine.close()
@@ -145,7 +150,7 @@ class Chat(Panel):
         for name in names:
             if name not in session.engines:
                 plan = None if name == ORIGINAL else name
-                engine = yield from run_steps(model, plan, importance=self._importance(name))
+                engine = yield from run_steps(model, plan, importance=self._importance(name), anyway=anyway)
                 if session.checkpoint is not model:  # another was opened while this one was built
                     engine.close()
                     raise WorkbenchError(model.name, "no longer the session's model")
@@ -227,6 +232,9 @@ class Chat(Panel):
     @property
     def code(self) -> str:
         """The call that Send makes; with nothing to send, the call of the last answer."""
+        return self._code_of(anyway=False)
+
+    def _code_of(self, anyway: bool) -> str:
         if self.session.checkpoint is None:
             return ""
         if not self.prompt.value.strip():
@@ -242,7 +250,8 @@ class Chat(Panel):
         runs = []
         for name in self.names:
             given = ["model"] if name == ORIGINAL else ["model", repr(name)]
-            runs.append(f"wb.run({', '.join(given + ['importance=importance'] * (name in weighed))})")
+            given += ["importance=importance"] * (name in weighed) + ["anyway=True"] * anyway
+            runs.append(f"wb.run({', '.join(given)})")
         asked = [repr(self.messages), *(f"{key}={value!r}" for key, value in self.settings.items())]
         if len(runs) == 1:
             return "\n".join([*lines, f"chat = {runs[0]}", f"chat({', '.join(asked)})"])

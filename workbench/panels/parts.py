@@ -19,6 +19,7 @@ import traitlets
 
 from workbench import figures
 from workbench.exceptions import WorkbenchError
+from workbench.fit import DoesNotFit
 from workbench.panels.jobs import Jobs, Status
 from workbench.progress import Progress
 
@@ -173,7 +174,9 @@ class Strip:
         self.cancels_its_own = True  # False for a panel that has a button of its own for that
         self.said = html_box("wb-said")
         self.cancel = button("Cancel", jobs.cancel)
-        self.widget = box(self.said, self.cancel, cls="wb-strip")
+        self.anyway = button("Go ahead anyway", lambda: self.go_ahead and self.go_ahead())
+        self.go_ahead: Callable[[], Any] | None = None  # does it again for a user who does so although it does not fit
+        self.widget = box(self.said, self.cancel, self.anyway, cls="wb-strip")
         jobs.observe(self._changed, "status")
         self._show(jobs.status)
 
@@ -181,6 +184,7 @@ class Strip:
         """Show an error that came outside of a job, in a callback say."""
         fill(self.said, error_markup(error))
         show(self.cancel, False)
+        self._offer(error)
         show(self.widget, True)
 
     def clear(self) -> None:
@@ -196,7 +200,11 @@ class Strip:
         fill(self.said, content)
         self.cancel.disabled = status.state == "cancelling"
         show(self.cancel, status.busy and self.jobs.threaded and (self.cancels_its_own or not mine))
+        self._offer(status.error if mine and status.state == "failed" else None)
         show(self.widget, bool(content))
+
+    def _offer(self, error: BaseException | None) -> None:
+        show(self.anyway, isinstance(error, DoesNotFit) and self.go_ahead is not None)
 
 
 def status_markup(status: Status, threaded: bool) -> Markup:

@@ -65,6 +65,8 @@ class Quantize(Panel):
         self.text.add_class("wb-grow")
         self.text.observe(lambda change: self.picked("text", change.new.strip()), "value")
         self.measure = parts.button("Measure", self.run, primary=True)
+        self.anyway = False  # whether the last measurement went ahead although it did not fit
+        self.strip.go_ahead = lambda: self.attempt(lambda: self._start(anyway=True))
         self.empty = parts.hint("Open a model first.")
         self.body = parts.box(
             parts.box(self.text, self.measure, cls="wb-row wb-top"),
@@ -81,12 +83,13 @@ class Quantize(Panel):
         """Measure the ticked formats."""
         self.attempt(self._start)
 
-    def _start(self) -> None:
+    def _start(self, anyway: bool = False) -> None:
         session, model = self.session, self.session.checkpoint
         names, text = session.formats, session.calibration_text
+        self.anyway = anyway
         session.jobs.start(
             f"Measuring {len(names)} formats",
-            errors_steps(model, names, text),
+            errors_steps(model, names, text, anyway=anyway),
             self._keep,
             owner=self,
             stopped=lambda: self._keep(errors_so_far(model, names, text)),
@@ -112,7 +115,10 @@ class Quantize(Panel):
 
     @property
     def code(self) -> str:
-        return f"{self.session.errors_code}\nerrors" if self.session.checkpoint is not None else ""
+        if self.session.checkpoint is None:
+            return ""
+        call = self.session.errors_code
+        return f"{call[:-1]}, anyway=True)\nerrors" if self.anyway else f"{call}\nerrors"
 
     def still(self) -> Markup:
         model = self.session.checkpoint
