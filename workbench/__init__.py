@@ -3,6 +3,7 @@
     import workbench as wb
 
     model = wb.load("demo")
+    fit = wb.memory(model, "Q4_K")
     errors = wb.errors(model, ["Q8_0", "Q4_K", "NF4"])
     errors.heatmap()
     chat = wb.run(model, "Q4_K")
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.environment import setup as setup
     from workbench.fit import memory as memory
     from workbench.measure.card import Card as Card
+    from workbench.measure.comparing import compare as compare
     from workbench.measure.errors import errors as errors
     from workbench.measure.sensitivity import sensitivity as sensitivity
     from workbench.panels.app import app as app
@@ -42,6 +44,7 @@ _WHERE = {
     "load": "workbench.checkpoint",
     "memory": "workbench.fit",
     "errors": "workbench.measure.errors",
+    "compare": "workbench.measure.comparing",
     "sensitivity": "workbench.measure.sensitivity",
     "Card": "workbench.measure.card",
     "plan_for": "workbench.planning",

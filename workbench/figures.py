@@ -33,6 +33,7 @@ RATIO_SCALE = [[0.0, "#2166ac"], [0.5, "#f7f7f7"], [1.0, "#e08214"]]
 
 DECADES = 5  # that a colour scale spans at most: one matrix that came through whole must not pale the others
 DOUBLINGS = 10  # that a ratio scale reaches to each side at most
+LEAST_KL = 1e-7  # nats: below it float32 itself is heard
 EXACT = -99.0  # stands for log10(0): the lowest colour, since a cell without one would look unmeasured
 APART = ("embed_tokens", "lm_head")
 
@@ -183,6 +184,62 @@ def matrix(
         height=560 if stacked else 380,
         template="plotly_white",
         legend={"orientation": "h", "y": -0.12 if stacked else -0.2},
+    )
+    return figure
+
+
+def divergence(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """How the KL divergence and the change of chance are spread over the tokens of a text.
+
+    Args:
+        frame: a row for each token, with its kl in nats and its delta_p, from −1 to 1.
+
+    On the left, tokens by KL on a log scale (tokens with less than `LEAST_KL` stand at its low end), with the
+    median, the mean, and what 1 % of tokens exceed. On the right, tokens by Δp, with a log count, since a
+    few tokens far out matter and nearly all lie about 0.
+    """
+    import numpy as np
+    from plotly.subplots import make_subplots
+
+    kl, delta = frame.kl.to_numpy(dtype=float), 100 * frame.delta_p.to_numpy(dtype=float)
+    figure = make_subplots(1, 2, horizontal_spacing=0.12, subplot_titles=("KL divergence", "chance of the next token"))
+    reach = max(1.0, float(np.abs(delta).max()))
+    for column, (values, edges, colour) in enumerate(
+        (
+            (np.log10(np.clip(kl, LEAST_KL, None)), np.linspace(math.log10(LEAST_KL), 1.5, 61), BEFORE),
+            (delta, np.linspace(-reach, reach, 61), AFTER),
+        ),
+        start=1,
+    ):
+        counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+        middles = (edges[1:] + edges[:-1]) / 2
+        shown = 10**middles if column == 1 else middles
+        figure.add_scatter(
+            x=shown, y=counts.astype(float), line={"shape": "hvh", "color": colour}, fill="tozeroy", row=1, col=column
+        )
+    marks = {"median": np.median(kl), "mean": kl.mean(), "1 % exceed": np.percentile(kl, 99)}
+    for (name, value), height in zip(marks.items(), (1.0, 0.9, 0.8), strict=True):
+        figure.add_vline(x=max(value, LEAST_KL), line={"color": MARK, "dash": "dot"}, row=1, col=1)
+        figure.add_annotation(
+            x=math.log10(max(value, LEAST_KL)),
+            y=height,
+            yref="y domain",
+            xanchor="left",
+            showarrow=False,
+            text=f"{name} {value:.2g}",
+            row=1,
+            col=1,
+        )
+    figure.update_xaxes(title_text="nats", type="log", row=1, col=1)
+    figure.update_yaxes(title_text="tokens", row=1, col=1)
+    figure.update_xaxes(title_text="Δp, percentage points", row=1, col=2)
+    figure.update_yaxes(title_text="tokens", type="log", row=1, col=2)
+    figure.update_layout(
+        title=html.escape(title),
+        height=380,
+        template="plotly_white",
+        showlegend=False,
+        margin={"l": 60, "r": 20, "t": 80, "b": 50},
     )
     return figure
 

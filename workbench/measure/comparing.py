@@ -1,0 +1,130 @@
+"""Two models on one text: how far a candidate's predictions are from its reference's.
+
+What is scored is llama.cpp's definition (tools/perplexity/perplexity.cpp, `--kl-divergence`):
+the text is cut into chunks of `context` tokens, each begins with the tokenizer's own beginning
+if it has one, and the positions context // 2 to context - 2 of each chunk (from 0) predict the
+token after them. One thing is left out on purpose. llama.cpp skips the terms with log p <= -16,
+because its file of the reference's logits keeps 16 bits of each, and none that lie further
+down; with both models at hand nothing has to be skipped, and the sum is over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.checkpoint import Checkpoint
+from workbench.engines import build
+from workbench.exceptions import WorkbenchError
+from workbench.measure import text as texts
+from workbench.measure.comparison import Comparison
+from workbench.measure.lockstep import Task, measure_steps
+from workbench.measure.sides import Candidate, check_tokens, sides_steps
+from workbench.measure.text import Text
+from workbench.progress import Steps, drain
+
+if TYPE_CHECKING:
+    import torch
+
+
+def compare(
+    reference: Checkpoint | str | Path,
+    candidate: Candidate,
+    text: Text,
+    *,
+    context: int = 512,
+    tokens: int | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+    dtype: torch.dtype | str = "float32",
+    device: torch.device | str | None = None,
+) -> Comparison:
+    """Measure how far a candidate's predictions are from its reference's.
+
+        report = wb.compare(model, "Q4_K_M", text)
+        report.kl.value, report.same_top.value, report.table(), report.figure()
+
+    Args:
+        reference: a checkpoint, or what `wb.load` takes.
+        candidate: another checkpoint of any encoding or what `wb.load` takes; or a plan, a recipe's or
+            format's name, a format, or tensor name -> format: then the reference's weights
+            as they are after that.
+        text: a string, a list of strings, or the Path of a text file.
+        context: tokens of a chunk; those in its second half are scored.
+        tokens: how many tokens of the text are used at most; None: all.
+        importance: tensor name -> mean square of each input channel, float32 [in], for formats that
+            use it: `workbench.measure.calibration.calibrate(model, text).importance()`.
+        dtype: what both models compute in. Narrower types take less memory, and their rounding
+            counts as divergence: about 1e-3 nats in bfloat16.
+        device: "cpu", "cuda", ...; by default the first GPU, else the CPU.
+
+    Both models run chunk by chunk in lockstep, and no logits are written. Both are held in
+    memory where they fit; else both are streamed from disk, some chunks at a time. Finished
+    chunks are in the cache, so an interrupted call goes on where it stopped.
+
+    Raises:
+        WorkbenchError: an empty or too short text, a context longer than a model's, vocabularies that
+            differ, an unknown name, a plan of another model, logits that are not finite numbers.
+    """
+    steps = compare_steps(
+        reference, candidate, text, context=context, tokens=tokens, importance=importance, dtype=dtype, device=device
+    )
+    return drain(steps, label="comparing")
+
+
+def compare_steps(
+    reference: Checkpoint | str | Path,
+    candidate: Candidate,
+    text: Text,
+    *,
+    context: int = 512,
+    tokens: int | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+    dtype: torch.dtype | str = "float32",
+    device: torch.device | str | None = None,
+) -> Steps[Comparison]:
+    """`compare`, yielding the chunks done; closing it stops within a second and keeps them."""
+    task = yield from _task_steps(reference, candidate, text, context, tokens, importance, dtype, device)
+    if task.missing():
+        yield from measure_steps(task)
+    return task.answer()
+
+
+def compare_so_far(
+    reference: Checkpoint,
+    candidate: Candidate,
+    text: Text,
+    *,
+    context: int = 512,
+    tokens: int | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+    dtype: torch.dtype | str = "float32",
+    device: torch.device | str | None = None,
+) -> Comparison | None:
+    """What earlier calls with the same arguments measured, on the chunks they finished; None if that is none."""
+    task = drain(_task_steps(reference, candidate, text, context, tokens, importance, dtype, device))
+    return task.answer() if len(task.missing()) < len(set(task.keys)) else None
+
+
+def _task_steps(
+    reference: Checkpoint | str | Path,
+    candidate: Candidate,
+    text: Text,
+    context: int,
+    tokens: int | None,
+    importance: Mapping[str, np.ndarray] | None,
+    dtype: torch.dtype | str,
+    device: torch.device | str | None,
+) -> Steps[Task]:
+    where = build.device_of(device)
+    kind = build.dtype_of(dtype, where)
+    sides = yield from sides_steps(reference, candidate, importance)
+    first, second = sides
+    texts.check_context(second.checkpoint, context)
+    chunks = texts.chunks_of(first.checkpoint, text, context, tokens=tokens)
+    check_tokens(first, second, chunks)
+    if context < 3:
+        raise WorkbenchError("context", f"{context} tokens leave none to score", allowed="3 or more")
+    return Task(sides, chunks, kind, where)

@@ -1,0 +1,72 @@
+"""A model's predictions over a text, a slice of positions at a time.
+
+Logits are as wide as the vocabulary: those of one chunk of 512 tokens can take more memory than
+a layer of the model. So the states that leave the last layer are kept, and the model's own
+head (with whatever the architecture does after it) is given a few of them at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from workbench.exceptions import need
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Predictions:
+    """Logits of one model in float32, whatever its weights are in.
+
+    In bfloat16, whose steps are 0.1 for logits about 20, rounding the logits alone would look like a
+    divergence of 0.001 nats; so the head is widened to float32.
+
+    Args:
+        model: a causal language model of transformers, as `engines.build` makes it, for this use only.
+        device: where it runs; a model that is streamed does not know.
+        tick: called before every module runs; what it raises ends the call.
+    """
+
+    def __init__(self, model: Any, device: torch.device | str, tick: Callable[[], None] = lambda: None) -> None:
+        self.model, self.base, self.device = model, model.base_model, device
+        self._output: Any = None
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_pre_hook(lambda *_: tick())
+        head = model.get_output_embeddings()
+        if head is not None:
+            head.register_forward_pre_hook(_widen)
+
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        """What leaves the last layer for `ids` [sequences, tokens]: [sequences, tokens, hidden]."""
+        with need("torch").inference_mode():
+            output = self.base(input_ids=ids.to(self.device), use_cache=False)
+        self._output = type(output)
+        return output.last_hidden_state
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Of some of these states [positions, hidden]: float32 [positions, vocabulary]."""
+        torch = need("torch")
+        unread = torch.zeros(1, len(states), dtype=torch.long, device=self.device)
+        with torch.inference_mode(), self._handing_on(self._output(last_hidden_state=states[None])):
+            return self.model(input_ids=unread, use_cache=False).logits[0].float()
+
+    @contextlib.contextmanager
+    def _handing_on(self, output: Any) -> Iterator[None]:
+        """Within this block the layers are not run, and hand on `output`."""
+        self.base.forward = lambda *args, **kwargs: output
+        try:
+            yield
+        finally:
+            del self.base.forward
+
+
+def _widen(head: Any, inputs: tuple) -> tuple:
+    """Before the head runs: its parameters, and what it is given, in float32. An embedding tied to it stays narrow."""
+    torch = need("torch")
+    for name, parameter in list(head.named_parameters(recurse=False)):
+        if parameter.dtype != torch.float32:
+            setattr(head, name, torch.nn.Parameter(parameter.float(), requires_grad=False))
+    return tuple(x.float() for x in inputs)

@@ -1,0 +1,177 @@
+"""Two models over the chunks of a text in lockstep: no logits are kept, and what is finished is in the cache."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import __version__, files, fit
+from workbench.exceptions import WorkbenchError, need
+from workbench.fit.guard import free
+from workbench.measure import divergence, forward
+from workbench.measure.comparison import TOKEN, Comparison
+from workbench.measure.forward import Predictions
+from workbench.measure.sides import Side
+from workbench.measure.text import vocabulary
+from workbench.progress import Progress, Steps, in_thread
+
+if TYPE_CHECKING:
+    import torch
+
+MARGIN = 1.2  # on the bytes of two models: what runs them needs some beside
+EVERY = 0.1  # seconds between two reports of progress, each of which is a chance to cancel
+STREAMED = 1 << 13  # tokens read at once by models that are streamed, which read all their weights each time
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Everything that decides a `Comparison`.
+
+    Attributes:
+        chunks: token ids, int64 [chunks, context].
+    """
+
+    sides: tuple[Side, Side]
+    chunks: np.ndarray
+    dtype: Any
+    device: Any
+
+    @property
+    def context(self) -> int:
+        return self.chunks.shape[1]
+
+    @property
+    def scored(self) -> slice:
+        """The positions whose predictions are scored."""
+        return slice(self.context // 2, self.context - 1)
+
+    @cached_property
+    def code(self) -> str:
+        return files.code_version(sys.modules[__name__], divergence, forward)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The cache key of each chunk; chunks of the same tokens share one."""
+        basis = [side.fingerprint for side in self.sides], str(self.dtype), self.device.type, self.code
+        return [files.digest(*basis, chunk.tobytes()) for chunk in self.chunks]
+
+    def known(self) -> dict[str, np.ndarray]:
+        """What the cache has of the chunks: key -> `TOKEN` [tokens]."""
+        kept = files.cache("divergence").get(self.keys)
+        return {key: np.frombuffer(base64.b64decode(str(value)), TOKEN) for key, value in kept.items()}
+
+    def keep(self, number: int, by_token: np.ndarray) -> None:
+        files.cache("divergence").put({self.keys[number]: base64.b64encode(by_token.tobytes()).decode()})
+
+    def missing(self) -> list[int]:
+        """The numbers of the chunks that are still to be measured, each distinct one once."""
+        known = self.known()
+        return [number for key, number in {key: n for n, key in enumerate(self.keys)}.items() if key not in known]
+
+    def answer(self) -> Comparison:
+        """Of the chunks that are in the cache."""
+        known, (first, second) = self.known(), self.sides
+        versions = {name: need(name).__version__ for name in ("torch", "transformers")}
+        return Comparison(
+            reference=first.name,
+            candidate=second.name,
+            fingerprints=(first.fingerprint, second.fingerprint),
+            text=files.digest(self.chunks.tobytes()),
+            context=self.context,
+            by_token=np.stack([known[key] for key in self.keys if key in known]),
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            versions={"workbench": __version__, "measure": self.code, **versions},
+            notes=first.checkpoint.notes,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that both models take in memory while they are built and run."""
+        infos = [info for side in self.sides for info in side.checkpoint.tensors.values()]
+        largest = max(info.params for info in infos)
+        return (
+            int(MARGIN * (self.dtype.itemsize * sum(info.params for info in infos) + 4 * largest))
+            + 40 * divergence.SLICE
+        )
+
+
+def measure_steps(task: Task) -> Steps[None]:
+    streamed = task.nbytes > fit.device(str(task.device)).usable
+    models = []
+    try:
+        for side in task.sides:
+            models.append((yield from side.model_steps(task.dtype, task.device, streamed=streamed)))
+        at_once = max(1, STREAMED // task.context) if streamed else 1
+        yield from in_thread(lambda report: _measure(task, models, at_once, report))
+    finally:
+        models.clear()
+        free()
+
+
+def _measure(task: Task, models: Sequence[Any], at_once: int, report: Callable[[Progress], None]) -> None:
+    """Both models over the missing chunks, a few at once; each finished chunk is put in the cache."""
+    torch = need("torch")
+    missing, total = task.missing(), len(task.chunks)
+    done = _Done(total - len(missing), total, report)
+    both = [Predictions(model, task.device, done.tick) for model in models]
+    for first in range(0, len(missing), at_once):
+        numbers = missing[first : first + at_once]
+        ids = torch.from_numpy(task.chunks[numbers])
+        states = [one.states(ids)[:, task.scored] for one in both]
+        for row, number in enumerate(numbers):
+            task.keep(number, _by_token(task, number, both, [each[row] for each in states]))
+            done.chunks += 1
+
+
+@dataclass
+class _Done:
+    """Says how far it is, a few times a second, from within a forward pass."""
+
+    chunks: int
+    total: int
+    report: Callable[[Progress], None]
+    last: float = 0.0
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if now - self.last >= EVERY:
+            self.last = now
+            self.report(Progress(self.chunks, self.total, "chunk"))
+
+
+def _by_token(task: Task, number: int, both: Sequence[Predictions], states: Sequence[torch.Tensor]) -> np.ndarray:
+    """One chunk's scored positions, of dtype `TOKEN`, from the states [positions, hidden] of both models."""
+    torch = need("torch")
+    following = torch.from_numpy(task.chunks[number][task.scored.start + 1 :]).to(task.device)
+    by_token = np.empty(len(following), TOKEN)
+    wide = max(vocabulary(side.checkpoint) or 1 << 18 for side in task.sides)
+    for rows in divergence.slices(len(following), wide):
+        logits = [one.logits(state[rows]) for one, state in zip(both, states, strict=True)]
+        _check_logits(task, number, logits)
+        nll = [torch.nn.functional.cross_entropy(each, following[rows], reduction="none") for each in logits]
+        same = logits[0].argmax(-1) == logits[1].argmax(-1)
+        for field, values in zip(TOKEN.names or (), (divergence.kl(*logits), *nll, same), strict=True):
+            by_token[field][rows] = values.cpu().numpy()
+    return by_token
+
+
+def _check_logits(task: Task, number: int, logits: Sequence[torch.Tensor]) -> None:
+    for side, each in zip(task.sides, logits, strict=True):
+        if not each.amax(-1).isfinite().all():
+            raise WorkbenchError(
+                f"{side.name}, chunk {number + 1} of {len(task.chunks)}",
+                "its logits are not finite numbers",
+                do="compare in dtype='float32'; if they are so too, the weights or the format are damaged",
+            )
+    widths = [each.shape[-1] for each in logits]
+    if widths[0] != widths[1]:
+        first, second = (side.name for side in task.sides)
+        raise WorkbenchError(second, f"it predicts {widths[1]} tokens, and {first} predicts {widths[0]}")

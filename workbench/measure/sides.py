@@ -1,0 +1,145 @@
+"""The two sides of a comparison: a model, and another one or its own weights in other formats."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from workbench import checkpoint as checkpoints
+from workbench import files, formats
+from workbench.checkpoint import Checkpoint
+from workbench.engines import build
+from workbench.engines.weights import Weights
+from workbench.exceptions import WorkbenchError
+from workbench.formats import Format
+from workbench.measure.text import vocabulary
+from workbench.planning import RECIPES, Plan, Spec, plan_for
+from workbench.progress import Steps
+
+Candidate: TypeAlias = "Checkpoint | Spec | Path"
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A model that predicts: a checkpoint as it is, or with a plan's loss.
+
+    Attributes:
+        importance: tensor name -> mean square of each input channel, for formats that use it.
+    """
+
+    checkpoint: Checkpoint
+    plan: Plan | None = None
+    importance: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.plan.name if self.plan else self.checkpoint.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for the values of all weights: of the file's, and of what each format makes of them."""
+        if self.plan is None:
+            return self.checkpoint.fingerprint
+        used = self.plan.formats
+        code = sorted({files.code_version(sys.modules[type(format).__module__]) for format in used.values()})
+        given = {
+            name: files.digest(np.asarray(self._given(name)).tobytes())
+            for name in used
+            if self._given(name) is not None
+        }
+        return files.digest(self.checkpoint.fingerprint, {name: used[name].name for name in used}, given, code)
+
+    def _given(self, name: str) -> np.ndarray | None:
+        assert self.plan
+        return (self.importance or {}).get(name) if self.plan.formats[name].importance != "unused" else None
+
+    def check(self) -> None:
+        """Raise WorkbenchError for what would fail once the model is built."""
+        made = self.plan.formats.values() if self.plan else ()
+        unmade = sorted({format.name for format in made if not format.encodable})
+        if unmade:
+            raise WorkbenchError(", ".join(unmade), "it can be read but not made here", do="choose another format")
+        Weights(self.checkpoint, self.plan, self.importance)
+
+    def model_steps(self, dtype: Any, device: Any, *, streamed: bool) -> Steps[Any]:
+        """transformers' model of it, yielding the bytes read."""
+        if streamed:
+            return build.streaming_model_of(self.checkpoint, self.plan, dtype, device, importance=self.importance)
+        return (yield from build.model_of_steps(self.checkpoint, self.plan, dtype, device, importance=self.importance))
+
+
+def sides_steps(
+    reference: Checkpoint | str | Path, candidate: Candidate, importance: Mapping[str, np.ndarray] | None
+) -> Steps[tuple[Side, Side]]:
+    """Open both sides; a recipe, format or plan is applied to the reference's weights.
+
+    Raises:
+        WorkbenchError: one that cannot be opened, a plan of another model, a format without the importance
+            it needs, vocabularies of different sizes.
+    """
+    first = Side(reference if isinstance(reference, Checkpoint) else (yield from checkpoints.load_steps(reference)))
+    if isinstance(candidate, Checkpoint):
+        second = Side(candidate)
+    elif isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
+        second = Side((yield from checkpoints.load_steps(candidate)))
+    elif isinstance(candidate, str | Format | Plan | Mapping):
+        second = Side(first.checkpoint, plan_for(first.checkpoint, candidate), importance)
+    else:
+        raise WorkbenchError(
+            "candidate",
+            f"it is a {type(candidate).__name__}",
+            allowed="a checkpoint or what wb.load takes, a plan, a recipe's or format's name, a format",
+        )
+    sizes = vocabulary(first.checkpoint), vocabulary(second.checkpoint)
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise WorkbenchError(
+            second.name,
+            f"it knows {sizes[1]} tokens, and {first.name} knows {sizes[0]}: their predictions cannot be held "
+            "against each other",
+            do="compare models with the same tokenizer",
+        )
+    first.check()
+    second.check()
+    return first, second
+
+
+def _is_source(candidate: str) -> bool:
+    """Whether a string is meant for `wb.load`, and names no recipe or format."""
+    if candidate.lower() in {name.lower() for name in (*RECIPES, *formats.FORMATS)}:
+        return False
+    if candidate == "demo" or "/" in candidate or candidate.endswith((".gguf", ".safetensors")):
+        return True
+    try:
+        return Path(candidate).expanduser().exists()
+    except OSError:  # a name too long for the system, say
+        return False
+
+
+def check_tokens(first: Side, second: Side, chunks: np.ndarray) -> None:
+    """Raise WorkbenchError if a token of the text means something else to the second model.
+
+    Only the tokens in `chunks` are looked at: files of one model may differ in those that fill up the vocabulary.
+    """
+    if second.checkpoint is first.checkpoint:
+        return
+    try:
+        theirs = second.checkpoint.tokenizer
+    except WorkbenchError:  # it has none of its own, so nothing speaks against the reference's
+        return
+    used = np.unique(chunks).tolist()
+    pairs = zip(used, *(one.convert_ids_to_tokens(used) for one in (first.checkpoint.tokenizer, theirs)), strict=True)
+    other = [(number, here, there) for number, here, there in pairs if here != there]
+    if other:
+        number, here, there = other[0]
+        raise WorkbenchError(
+            second.name,
+            f"{len(other)} of the text's {len(used)} tokens are others in its vocabulary: {number} is {there!r:.40}, "
+            f"and {here!r:.40} for {first.name}",
+            do="compare models with the same tokenizer",
+        )
