@@ -24,3 +24,9 @@ with ThreadPoolExecutor(4) as pool:
 def test_four_threads_can_be_the_first_to_use_a_format(name):
     done = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_bitsandbytes_says_nothing_of_a_kernel_that_is_not_needed():
+    done = subprocess.run([sys.executable, "-c", SCRIPT, "NF4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "gemm_4bit" not in done.stderr
