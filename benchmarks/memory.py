@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
@@ -162,11 +163,11 @@ def of_transformers(device: str) -> Iterator[Case]:
 
 
 def of_bitsandbytes(device: str) -> Iterator[Case]:
-    """One context a process: on a processor the first pass repacks the weights."""
+    """On a processor the first pass repacks the weights, so it is the one that counts."""
     demo = "Llama 0.2B" if device == "cuda" else "demo"
     for name, size, format, batch in (
-        *((demo, 512, "NF4", 1), (demo, 1024, "LLM.int8", 1), ("Llama 0.2B", 512, "NF4", 1)),
-        *(("Llama 0.2B", 2048, "NF4", 1), ("Llama 0.2B", 1024, "FP4", 2), ("Llama 0.2B", 512, "LLM.int8", 1)),
+        *((demo, 512, "NF4", 1), (demo, 1024, "LLM.int8", 1), ("Llama 0.2B", 2048, "NF4", 1)),
+        *(("Llama 0.2B", 1024, "FP4", 2), ("Llama 0.2B", 512, "LLM.int8", 1)),
         *(("Llama 1.1B", 256, "NF4", 1), ("Qwen 3 MoE, 4 of 16", 1024, "NF4", 1), ("Phi 3", 1024, "NF4", 1)),
     ):
         yield Case(name, "bitsandbytes", size, format, dtype="bf16", batch=batch)
@@ -192,14 +193,27 @@ def of_plans() -> Iterator[Case]:
 
 
 def by_torch(cases: Iterator[Case], device: str, folder: Path) -> Iterator[Row]:
-    for (model, engine, format, dtype), same in groupby(cases, lambda c: (c.model, c.engine, c.format, c.dtype)):
-        group, source = list(same), made(model, folder)
-        asked = [(case.context, case.batch) for case in group]
-        held = torch_process.held(source, engine, format, dtype, asked, device)
-        for case, most in zip(group, held["all"], strict=True):
-            found = memory(source, format, case.context, case.batch, None, engine, device, dtype=dtype)
-            outside = found.parts["overhead"] if device == "cuda" else 0  # of the driver: PyTorch does not count it
-            yield Row(case, {"weights": (found.weights, held["weights"]), "all": (found.total - outside, most)})
+    """A process for each model, two at a time: what one holds does not depend on the other."""
+
+    def held(group: list[Case]) -> dict[str, Any]:
+        first, asked = group[0], [(case.context, case.batch) for case in group]
+        source = made(first.model, folder)
+        return torch_process.held(source, first.engine, first.format, first.dtype, asked, device)
+
+    alike = groupby(cases, lambda case: (case.model, case.engine, case.format, case.dtype))
+    groups = [list(same) for _, same in alike]
+    for model in dict.fromkeys(group[0].model for group in groups):
+        made(model, folder)
+    with ThreadPoolExecutor(2) as pool:
+        for group, found in zip(groups, pool.map(held, groups), strict=True):
+            for case, most in zip(group, found["all"], strict=True):
+                yield torch_row(case, made(case.model, folder), device, found["weights"], most)
+
+
+def torch_row(case: Case, source: str, device: str, weights: float, most: float) -> Row:
+    found = memory(source, case.format, case.context, case.batch, None, case.engine, device, dtype=case.dtype)
+    outside = found.parts["overhead"] if device == "cuda" else 0  # of the driver: PyTorch does not count it
+    return Row(case, {"weights": (found.weights, weights), "all": (found.total - outside, most)})
 
 
 def made(model: str, folder: Path) -> str:
@@ -216,7 +230,7 @@ def by_llama_cpp(cases: Iterator[Case], folder: Path) -> Iterator[Row]:
     for case in cases:
         path = gguf_of(case, folder)
         found = memory(path, None, case.context, case.batch, case.kv)
-        words = min(case.context - 64, 600) if case.model == "demo" else 0  # one more than it computes at once
+        words = min(case.context - 64, 520) if case.model == "demo" else 0  # more than it computes at once
         said = report(path, case.context, kv=case.kv, batch=case.batch, words=words)
         everything = (found.total, said.process) if words else (found.total - found.parts["overhead"], said.total)
         yield Row(case, {"weights": (found.weights, said.weights), "all": everything})

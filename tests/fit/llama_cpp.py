@@ -50,13 +50,13 @@ def report(
     asked = {"n_ctx": rounded * batch, "n_parallel": batch, "cache_type_k": kv[0], "cache_type_v": kv[1]}
     asked["fit_params"] = dry  # that plans, and may then change the context to what is free just now
     command = [sys.executable, __file__, str(model), json.dumps(asked), str(words)]
-    lines, idle = [], 1 + bool(words)
+    last = "projected to use" if dry else "stop processing" if words else "all slots are idle"
+    lines = []
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **pipes, text=True, errors="replace") as run:
         for line in run.stderr:
             lines.append(line)
-            idle -= "all slots are idle" in line
-            if not idle or (dry and "projected to use" in line):
+            if last in line:
                 break
         else:
             raise RuntimeError(f"llama.cpp did not load {model}: {''.join(lines)[-800:]}")
