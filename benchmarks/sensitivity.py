@@ -85,7 +85,7 @@ def main() -> None:
     from workbench.engines import build
     from workbench.engines.places import places
     from workbench.measure.probe import Probe
-    from workbench.measure.text import chunks_of
+    from workbench.measure.sensitivity import sequences_of
 
     model = made_once(wb.load(chosen.model), chosen.seed)
     own, held_out = halves(chosen.text)
@@ -101,7 +101,7 @@ def main() -> None:
         f"priced {len(names)} matrices in {len(ROUNDINGS)} formats in {time.perf_counter() - began:.0f} s", flush=True
     )
 
-    ids = torch.from_numpy(chunks_of(model, held_out, min(256, chosen.measured), tokens=chosen.measured))
+    ids = torch.from_numpy(sequences_of(model, held_out, chosen.measured, min(256, chosen.measured)))
     with torch.no_grad():
         loaded = build.model_of(model, dtype="float32", device=chosen.device)
         where, probe = places(loaded, model), Probe(loaded, ids)

@@ -45,6 +45,13 @@ def lively(checkpoint):
     return model
 
 
+def test_the_sequences_are_spread_over_the_text(checkpoint):
+    whole = module.chunks_of(checkpoint, TEXT, 64)
+    found = module.sequences_of(checkpoint, TEXT, 256, 64)
+    assert found.shape == (4, 64)
+    np.testing.assert_array_equal(found[[0, -1]], whole[[0, -1]])
+
+
 # --- the Fisher information ---------------------------------------------------------------------
 
 
@@ -92,8 +99,9 @@ def test_labels_are_drawn_with_the_models_own_probabilities():
 
 
 def test_importance_is_that_of_the_calibration(checkpoint):
-    card = wb.sensitivity(checkpoint, TEXT, **SMALL)
-    calibration = calibrate(checkpoint, TEXT, tokens=256, context=64)
+    text = checkpoint.tokenizer.decode(checkpoint.tokenizer(TEXT).input_ids[:256])
+    card = wb.sensitivity(checkpoint, text, **SMALL)
+    calibration = calibrate(checkpoint, text, tokens=256, context=64)
     assert set(card.importance) == set(calibration.inputs)
     for name, mean in card.importance.items():
         np.testing.assert_allclose(mean, calibration.mean_square(name), rtol=1e-3)
@@ -290,10 +298,11 @@ def test_a_finished_card_is_not_measured_again(checkpoint, monkeypatch):
         ("", {}, "empty"),
         ("Too short.", {}, "tokens"),
         (TEXT, {"context": 4096}, "256"),
+        (TEXT, {"tokens": 10}, "from 64 on"),
         (TEXT, {"dtype": "float16"}, "overflow"),
         (TEXT, {"device": "cuda:99"}, "cannot be used"),
     ],
-    ids=["empty", "too short", "more context than the model has", "float16", "no such device"],
+    ids=["empty", "too short", "more context than the model has", "too few tokens", "float16", "no such device"],
 )
 def test_bad_input_is_named(text, settings, said, checkpoint):
     with pytest.raises(wb.WorkbenchError, match=said):

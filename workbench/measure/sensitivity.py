@@ -28,13 +28,14 @@ from workbench.measure import anchors, card, fisher, inputs, probe
 from workbench.measure.card import Card, MatrixCard, Measured, model_hash
 from workbench.measure.fisher import Fisher
 from workbench.measure.probe import Probe
-from workbench.measure.text import Text, chunks_of
+from workbench.measure.text import Text, chunks_of, text_of
 from workbench.progress import Progress, Steps, drain, in_thread
 
 if TYPE_CHECKING:
     import torch
 
 LEAST = 64  # tokens; fewer say nothing
+LONGEST = 4_000_000  # characters of a text that are cut into tokens: a second's work, and more than anybody measures on
 PROBED = 256  # tokens, at least, that exact KL divergences are measured on
 
 Report = Callable[[Progress], None]
@@ -56,8 +57,8 @@ def sensitivity(
     Args:
         model: an opened checkpoint, or whatever `wb.load` takes.
         text: a few thousand words of the kind the model will be used on.
-        tokens: how much of the text is used at most.
-        context: length of the sequences it is cut into, in tokens.
+        tokens: how many are used at most, in sequences spread evenly over the text.
+        context: length of these sequences, in tokens.
         seed: of the labels that are drawn from the model.
         dtype: "bfloat16" halves the memory.
         device: by default the first GPU there is, else the CPU.
@@ -95,12 +96,21 @@ def sensitivity_steps(
     kind = build.dtype_of(dtype, where)
     if kind == need("torch").float16:
         raise WorkbenchError("dtype", "gradients overflow in float16", allowed="float32, bfloat16")
-    run = _Run(opened, chunks_of(opened, text, context, tokens=tokens, least=LEAST), seed, kind, where)
+    run = _Run(opened, sequences_of(opened, text, tokens, context), seed, kind, where)
     if run.finished.exists():
         return Card.load(run.finished, opened)
     fit.ask(run.memory, f"measuring the sensitivity of {opened.name}", where.type, anyway=anyway)
     loaded = yield from build.model_of_steps(opened, None, kind, where, anyway=anyway)
     return (yield from in_thread(lambda report: run.card(loaded, report)))
+
+
+def sequences_of(opened: Checkpoint, text: Text, tokens: int, context: int) -> np.ndarray:
+    """Token ids [sequences, context], about `tokens` of them, spread evenly over a text that has more."""
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < LEAST:
+        raise WorkbenchError("tokens", f"it is {tokens!r:.40}", allowed=f"a whole number from {LEAST} on")
+    chunks = chunks_of(opened, text_of(text)[:LONGEST], context, least=LEAST)
+    count = min(len(chunks), max(1, tokens // chunks.shape[1]))
+    return chunks[np.linspace(0, len(chunks) - 1, count).round().astype(int), :tokens]
 
 
 class _Run:
