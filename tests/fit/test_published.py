@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fit.published import CONFIGS
-from workbench.fit import cache
+from workbench.fit import cache, memory
 from workbench.fit.layout import TEXT_ONLY, describe
 
 F16 = ("f16", "f16")
@@ -36,6 +36,27 @@ def test_of_a_mixture_of_experts_a_token_passes_what_its_authors_say():
     assert round(describe(CONFIGS["DeepSeek V3"]).active_params / 1e9) == 38  # "37B activated", without the embedding
     oss = describe(CONFIGS["gpt-oss 20B"])
     assert round((oss.active_params - oss.params["embedding"]) / 1e9, 1) == 3.6  # "3.6B active", without the embedding
+
+
+def test_the_weights_of_a_llama_are_those_derived_by_hand():
+    # a layer: queries and output 4096 x 4096, keys and values 1024 x 4096, gate, up and down 14336 x 4096
+    layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
+    outside = 2 * 128256 * 4096  # embedding and head
+    norms = (2 * 32 + 1) * 4096
+    llama = CONFIGS["Llama 3.1 8B"]
+    # Q8_0: 34 bytes for 32 weights; the converter keeps norms in float32
+    assert memory(llama, "Q8_0").weights == (32 * layer + outside) * 34 // 32 + 4 * norms
+    assert memory(llama, engine="transformers").weights == 2 * (32 * layer + outside + norms)
+    # NF4: half a byte a weight, 4 bytes for each 64, a table of 64 bytes for each of 7 matrices
+    layers = 32 * (layer // 2 + layer // 64 * 4 + 7 * 64)
+    assert memory(llama, "NF4", engine="bitsandbytes").weights == layers + 2 * (outside + norms)
+
+
+def test_of_a_mixture_all_experts_are_resident_and_two_of_eight_active():
+    # an expert: gate, up and down 14336 x 4096, in 32 layers
+    expert, found = 32 * 3 * 14336 * 4096, memory(CONFIGS["Mixtral 8x7B"], "Q8_0")
+    assert found.parts["experts"] == 8 * expert * 34 // 32
+    assert found.weights - found.active_weights == 6 * expert * 34 // 32
 
 
 # At 8,192 tokens of one sequence, in 2-byte floats: llama.cpp, transformers, vLLM.
