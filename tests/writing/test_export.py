@@ -6,14 +6,16 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
+import psutil
 import pytest
 
 import workbench as wb
 from tests import llama_cpp, tiny
-from workbench import formats
+from workbench import fit, formats
 from workbench.checkpoint import Checkpoint
 from workbench.planning import plan_for
 from workbench.writing import beside, converter, export, export_steps, exporting
@@ -145,6 +147,16 @@ def test_a_full_disk_is_seen_before_anything_is_written(
     with pytest.raises(wb.WorkbenchError, match=r"the file will have 1.34 MB, and .* has 10 B free"):
         export(source, plan_for(source, "Q8_0"), tmp_path / "out" / "made.gguf")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_threads_hold_is_asked_of_memory_first(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000, total=1_000_000))
+    plan = plan_for(source, "Q8_0")
+    with pytest.raises(fit.DoesNotFit, match="fewer threads"):
+        export(source, plan, tmp_path / "made.gguf")
+    assert export(source, plan, tmp_path / "made.gguf", anyway=True).data == plan.nbytes
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import figures, files
+from workbench import figures, files, fit
 from workbench.checkpoint import Checkpoint, TensorInfo, gguf, values
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
@@ -67,6 +67,7 @@ def export(
     importance: Mapping[str, np.ndarray] | None = None,
     about_importance: str = "",
     threads: int | None = None,
+    anyway: bool = False,
 ) -> Exported:
     """Write `plan` as a GGUF file that llama.cpp, Ollama and their relatives run.
 
@@ -78,6 +79,7 @@ def export(
         importance: tensor name -> float32 [in] (or [experts, in]), mean square of each input channel.
         about_importance: what it was measured on, recorded in the file.
         threads: that encode; as many as this process may use by default.
+        anyway: go ahead although memory may not do.
 
     Memory is a few runs of rows a thread, whatever the model's size.
 
@@ -85,7 +87,9 @@ def export(
         WorkbenchError: the plan is another model's, a format that GGUF has not, an importance that is needed
             and missing, the output is one of the input's files, no room on the disk, or a check that failed.
     """
-    steps = export_steps(model, plan, path, importance=importance, about_importance=about_importance, threads=threads)
+    steps = export_steps(
+        model, plan, path, importance=importance, about_importance=about_importance, threads=threads, anyway=anyway
+    )
     return drain(steps, label=f"writing {Path(path).name}")
 
 
@@ -97,6 +101,7 @@ def export_steps(
     importance: Mapping[str, np.ndarray] | None = None,
     about_importance: str = "",
     threads: int | None = None,
+    anyway: bool = False,
 ) -> Steps[Exported]:
     """`export`, yielding the bytes written and then checked; closing it leaves no half file."""
     target, importance = Path(path), dict(importance or {})
@@ -104,7 +109,7 @@ def export_steps(
         raise WorkbenchError(f"plan {plan.name}", f"it was made for another model than {model.name}")
     _check_target(model, target)
     if model.kind == "gguf":
-        return (yield from _export_steps(model, plan, target, importance, about_importance, threads))
+        return (yield from _export_steps(model, plan, target, importance, about_importance, threads, anyway))
     _check_room(target, converter.size_of(model) + plan.nbytes)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=target.name + ".tmp-", dir=target.parent) as scratch:
@@ -113,7 +118,7 @@ def export_steps(
         there = plan_for(converted, {names[name]: format for name, format in plan.formats.items()})
         there = replace(there, name=plan.name)
         weighed = {names[name]: each for name, each in importance.items() if name in names}
-        return (yield from _export_steps(converted, there, target, weighed, about_importance, threads))
+        return (yield from _export_steps(converted, there, target, weighed, about_importance, threads, anyway))
 
 
 def _export_steps(
@@ -123,10 +128,13 @@ def _export_steps(
     importance: Mapping[str, np.ndarray],
     about_importance: str,
     threads: int | None,
+    anyway: bool,
 ) -> Steps[Exported]:
     """Write a plan of a GGUF."""
     tensors = sorted([*model.tensors.values(), *model.extras.values()], key=lambda info: (info.file, info.offset))
     _check(model, plan, tensors, importance)
+    what = f"writing {target.name}, of which each thread holds a few runs of rows,"
+    fit.ask(stored.held(tensors, threads), what, "cpu", instead="fewer threads", anyway=anyway)
     used = _importance_used(plan, importance)
     metadata = _metadata(model, plan, used, about_importance)
     entries = [_entry(info, plan.formats.get(info.name)) for info in tensors]

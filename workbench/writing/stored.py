@@ -11,10 +11,11 @@ import numpy as np
 
 from workbench.checkpoint import Checkpoint, TensorInfo, values
 from workbench.formats import Format
-from workbench.formats.rows import chunks, cores
+from workbench.formats.rows import CHUNK, chunks, cores
 
 AHEAD = 4  # runs queued for each thread; each is a few MB, so memory stays the same for a model of any size
 PIECE = 4 << 20  # bytes copied at once
+COPIES = 4  # of a run in float32 while it is read and encoded
 
 
 def stream(
@@ -44,6 +45,14 @@ def stream(
                 yield done, part.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def held(tensors: list[TensorInfo], threads: int | None = None) -> int:
+    """Bytes that `stream` may hold at once: each thread's run as float32, the queued ones as stored."""
+    runs = (CHUNK if len(info.shape) < 3 else max(CHUNK, info.params // info.shape[0]) for info in tensors)
+    largest = 4 * max(runs, default=0)
+    workers = threads or cores()
+    return workers * (COPIES + AHEAD) * largest
 
 
 def is_copied(info: TensorInfo, used: Format | None) -> bool:
