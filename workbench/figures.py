@@ -227,10 +227,11 @@ def divergence(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
             xanchor="left",
             showarrow=False,
             text=f"{name} {value:.2g}",
+            bgcolor="rgba(255, 255, 255, 0.7)",
             row=1,
             col=1,
         )
-    figure.update_xaxes(title_text="nats", type="log", row=1, col=1)
+    figure.update_xaxes(title_text="nats", type="log", dtick=1, exponentformat="power", row=1, col=1)
     figure.update_yaxes(title_text="tokens", row=1, col=1)
     figure.update_xaxes(title_text="Δp, percentage points", row=1, col=2)
     figure.update_yaxes(title_text="tokens", type="log", row=1, col=2)

@@ -87,11 +87,20 @@ def test_models_that_do_not_fit_are_streamed_with_the_same_figures(model, monkey
     whole = compared(model, "INT4")
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "another"))
     small = fit.Device("small", "cpu", 1000, 1000, "for a test")
-    monkeypatch.setattr(lockstep.fit, "device", lambda name: small)
+    monkeypatch.setattr(lockstep.room, "here", lambda device: small)
     monkeypatch.setattr(lockstep, "STREAMED", 3 * CONTEXT)
     monkeypatch.setattr(build, "model_of_steps", lambda *_, **__: pytest.fail("a whole model was built"))
     streamed = compared(model, "INT4")
     np.testing.assert_allclose(streamed.by_token["kl"], whole.by_token["kl"], rtol=1e-3, atol=1e-9)
+
+
+def test_memory_that_runs_out_is_told_with_the_estimate(model, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("tried to allocate much")
+
+    monkeypatch.setattr(lockstep, "_by_token", fails)
+    with pytest.raises(fit.DoesNotFit, match="comparing model and INT4"):
+        compared(model, "INT4")
 
 
 def test_an_interrupted_comparison_keeps_its_chunks_and_goes_on(model, monkeypatch):

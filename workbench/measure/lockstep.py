@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import __version__, files, fit
+from workbench.engines import room
 from workbench.exceptions import WorkbenchError, need
 from workbench.fit.guard import free
 from workbench.measure import divergence, forward
@@ -104,13 +105,19 @@ class Task:
 
 
 def measure_steps(task: Task) -> Steps[None]:
-    streamed = task.nbytes > fit.device(str(task.device)).usable
-    models = []
+    """Measure the missing chunks, yielding those done.
+
+    Both models are held in memory where they fit; else both are streamed, and read several chunks at a time.
+    """
+    streamed = task.nbytes > room.here(task.device).usable
+    at_once = max(1, STREAMED // task.context) if streamed else 1
+    what = "comparing " + " and ".join(side.name for side in task.sides)
+    models: list[Any] = []
     try:
-        for side in task.sides:
-            models.append((yield from side.model_steps(task.dtype, task.device, streamed=streamed)))
-        at_once = max(1, STREAMED // task.context) if streamed else 1
-        yield from in_thread(lambda report: _measure(task, models, at_once, report))
+        with fit.guarded(task.nbytes, what, str(task.device), instead="dtype='bfloat16', or a shorter context"):
+            for side in task.sides:
+                models.append((yield from side.model_steps(task.dtype, task.device, streamed=streamed)))
+            yield from in_thread(lambda report: _measure(task, models, at_once, report))
     finally:
         models.clear()
         free()

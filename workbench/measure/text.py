@@ -83,7 +83,8 @@ def chunks_of(
         WorkbenchError: the text is empty or too short, the context is longer than the model's,
             or its tokenizer makes tokens that it does not know.
     """
-    _check(checkpoint, context, tokens)
+    _check_count("tokens", context if tokens is None else tokens)
+    check_context(checkpoint, context)
     ids = token_ids(checkpoint, text)[:tokens]
     needed = context if least is None else least
     if len(ids) < needed:
@@ -143,12 +144,18 @@ def longest_context(checkpoint: Checkpoint) -> int | None:
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
-def _check(checkpoint: Checkpoint, context: int, tokens: int | None) -> None:
-    for name, value in (("context", context), ("tokens", context if tokens is None else tokens)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise WorkbenchError(name, f"it is {value!r:.40}", allowed="a whole number above 0")
+def check_context(checkpoint: Checkpoint, context: int) -> None:
+    """Raise WorkbenchError for a context that is no number of tokens, or longer than the model's."""
+    _check_count("context", context)
     longest = longest_context(checkpoint)
     if longest is not None and context > longest:
         raise WorkbenchError(
-            "context", f"{context} tokens, more than the {longest} this model was made for", allowed=f"1 to {longest}"
+            "context",
+            f"{context} tokens, more than the {longest} that {checkpoint.name} was made for",
+            allowed=f"1 to {longest}",
         )
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise WorkbenchError(name, f"it is {value!r:.40}", allowed="a whole number above 0")
