@@ -23,8 +23,10 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench import figures as figures
     from workbench import formats as formats
     from workbench import panels as panels
+    from workbench.allocation import plan as plan
     from workbench.checkpoint import load as load
     from workbench.engines import run as run
+    from workbench.engines import serve as serve
     from workbench.engines import side_by_side as side_by_side
     from workbench.environment import setup as setup
     from workbench.fit import memory as memory
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.measure.sensitivity import sensitivity as sensitivity
     from workbench.panels.app import app as app
     from workbench.planning import RECIPES as RECIPES
+    from workbench.planning import Plan as Plan
     from workbench.planning import plan_for as plan_for
 
 __version__ = "0.1.0"
@@ -47,10 +50,13 @@ _WHERE = {
     "compare": "workbench.measure.comparing",
     "sensitivity": "workbench.measure.sensitivity",
     "Card": "workbench.measure.card",
+    "plan": "workbench.allocation",
     "plan_for": "workbench.planning",
+    "Plan": "workbench.planning",
     "RECIPES": "workbench.planning",
     "run": "workbench.engines",
     "side_by_side": "workbench.engines",
+    "serve": "workbench.engines",
     "app": "workbench.panels.app",
     "figures": None,
     "formats": None,

@@ -53,8 +53,8 @@ def test_it_is_an_engine_that_says_what_it_is(engine):
     assert not engine.can.logits
 
 
-def test_it_says_what_transformers_says_of_the_same_weights(engine, path):
-    with run(str(path), dtype="float32") as other:
+def test_it_says_what_transformers_says_of_the_same_weights(engine, tmp_path):
+    with run(str(tiny.folder(tmp_path / "tiny", tiny.weights(), dtype="F32")), dtype="float32") as other:
         found = side_by_side(engine, other, "hello there", max_tokens=12, system="be brief")
     ours, theirs = found.replies
     assert ours.prompt_tokens == theirs.prompt_tokens

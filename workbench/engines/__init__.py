@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.checkpoint import Checkpoint, load_steps
 from workbench.engines.base import Engine, Reply, Settings
+from workbench.engines.served import Served, serve, serve_steps
 from workbench.engines.sidebyside import SideBySide, side_by_side, side_by_side_steps
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
@@ -21,10 +22,13 @@ __all__ = [
     "ENGINES",
     "Engine",
     "Reply",
+    "Served",
     "Settings",
     "SideBySide",
     "run",
     "run_steps",
+    "serve",
+    "serve_steps",
     "side_by_side",
     "side_by_side_steps",
 ]

@@ -11,7 +11,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -22,85 +21,14 @@ from workbench.engines import trial
 from workbench.engines.answering import Answering, Draft, Stopped
 from workbench.engines.base import Can, Settings
 from workbench.engines.generate import Until
+from workbench.engines.options import Options, ask, options_of, server_of
 from workbench.engines.template import prompt_of
-from workbench.engines.weights import cores
 from workbench.exceptions import WorkbenchError, need
-from workbench.fit.cache import type_names
 from workbench.progress import Progress, Steps, in_thread
 
-CONTEXT = 4096  # tokens, where the model was made for more
 LINGER = 0.5  # seconds that the end of a reply waits for llama.cpp to finish its batch
 SEEDS = 2**32 - 1  # llama.cpp takes 32 bits, and the last number for "any"
 SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How llama.cpp runs a file.
-
-    Attributes:
-        path: the GGUF, or the first of its parts.
-        context: tokens of prompt and reply together.
-        kv: the types that keys and values are kept in, such as ("f16", "q8_0").
-        threads: that compute.
-        gpu_layers: how many layers a GPU holds.
-    """
-
-    path: str
-    context: int
-    kv: tuple[str, str]
-    threads: int
-    gpu_layers: int
-
-
-def options_of(
-    checkpoint: Checkpoint,
-    context: int | None = None,
-    kv: str | tuple[str, str] | None = None,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
-) -> Options:
-    """What a caller asked for, checked; None takes what suits this machine and model.
-
-    Raises:
-        WorkbenchError: not a GGUF, a context longer than the model was made for, an unknown cache
-            type, or layers for a GPU that this build of llama.cpp cannot use.
-    """
-    if checkpoint.kind != "gguf":
-        raise WorkbenchError(
-            checkpoint.name,
-            "llama.cpp runs GGUF files, and this model is a folder of safetensors",
-            do='write one with wb.export(model, "Q4_K_M", "model.gguf"), or run it with engine="transformers"',
-        )
-    trained = checkpoint.metadata.get(f"{checkpoint.architecture}.context_length")
-    longest = trained if isinstance(trained, int) and trained > 0 else CONTEXT
-    _check("context", context, 1, longest, f"the model was made for {longest:,} tokens")
-    _check("threads", threads, 1, 1024)
-    _check("gpu_layers", gpu_layers, 0, 100_000)
-    if gpu_layers and not has_gpu():
-        raise WorkbenchError(
-            "gpu_layers",
-            f"it is {gpu_layers}, and this build of llama.cpp finds no GPU",
-            allowed="0, or None",
-            do="install the wheel of xllamacpp for your GPU, which its documentation names",
-        )
-    layers = gpu_layers if gpu_layers is not None else 100_000 * has_gpu()
-    types = type_names("f16" if kv is None else kv, "llama.cpp")
-    return Options(str(checkpoint.path.resolve()), context or min(longest, CONTEXT), types, threads or cores(), layers)
-
-
-def _check(name: str, value: object, least: int, most: int, why: str = "") -> None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most):
-        return
-    found = f"it is {value!r:.40}" + (f", and {why}" if why else "")
-    raise WorkbenchError(name, found, allowed=f"a whole number from {least} to {most:,}, or None")
-
-
-def has_gpu() -> bool:
-    """Whether this build of llama.cpp finds a GPU."""
-    library = need("xllamacpp")
-    cpu = library.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
-    return any(device["type"] != cpu for device in library.get_device_info())
 
 
 def open_steps(
@@ -116,13 +44,11 @@ def open_steps(
     need("xllamacpp")
     options = options_of(checkpoint, context, kv, threads, gpu_layers)
     fit.guard.free()
-    what = f"running {checkpoint.name}"
-    needs = fit.memory(checkpoint, None, options.context, kv=options.kv)
-    fit.ask(needs, what, "cuda" if options.gpu_layers else "cpu", anyway=anyway)
-    yield from trial.open_steps(checkpoint.name, asdict(options))
+    ask(checkpoint, options, f"running {checkpoint.name}", anyway=anyway)
+    yield from trial.open_steps(checkpoint.name, options)
     before = resident()
     yield Progress(0, 0, "", "opening the model")
-    server = yield from in_thread(lambda _: trial.server_of(asdict(options), key=secrets.token_urlsafe()))
+    server = yield from in_thread(lambda _: server_of(options, key=secrets.token_urlsafe()))
     return LlamaCppEngine(checkpoint, server, options, before)
 
 
