@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ import torch
 import workbench as wb
 from tests import tiny
 from tests.engines import models
+from workbench.checkpoint import TensorInfo, names
 from workbench.engines import build
 from workbench.engines.places import places
-from workbench.measure import anchors, fisher
+from workbench.measure import anchors, fisher, unseen
 from workbench.measure import sensitivity as module
 from workbench.measure.calibration import calibrate
 from workbench.measure.divergence import kl
@@ -107,13 +110,34 @@ def test_importance_is_that_of_the_calibration(checkpoint):
         np.testing.assert_allclose(mean, calibration.mean_square(name), rtol=1e-3)
 
 
-def test_an_expert_is_judged_by_its_own_tokens(tmp_path):
-    card = wb.sensitivity(models.opened(tmp_path / "model", "mixtral"), TEXT, **SMALL)
-    experts = [name for name in card.matrices if ".experts." in name and name.endswith("w2.weight")]
-    sums = np.array([card.matrices[name].total for name in experts])
-    assert len(experts) == 24
-    assert len(np.unique(sums[sums > 0])) == (sums > 0).sum() > 12
-    assert all((name in card.importance) == (card.matrices[name].total > 0) for name in experts)
+def test_an_expert_is_judged_by_its_own_tokens_and_an_unseen_one_by_the_least_used(tmp_path):
+    checkpoint = models.opened(tmp_path / "model", "mixtral")
+    card = wb.sensitivity(checkpoint, TEXT, **SMALL | {"tokens": 64})
+    for layer in range(2):
+        experts = [
+            name for name in card.matrices if f"layers.{layer}.block_sparse_moe.experts" in name and "w2" in name
+        ]
+        sums = np.array([card.matrices[name].total for name in experts])
+        assert (len(experts), sums.min() > 0, len(np.unique(sums)) > 6) == (12, True, True)
+        assert set(experts) <= set(card.importance)
+
+
+def test_an_unseen_expert_is_priced_as_the_least_used_of_its_kind():
+    seen, least = (module.MatrixCard(np.full(4, total, np.float32), np.ones(8, np.float32)) for total in (3, 1))
+    none = module.MatrixCard(np.zeros(4, np.float32), np.zeros(8, np.float32))
+    names = [f"model.layers.0.mlp.experts.{number}.up_proj.weight" for number in range(3)]
+    tensors = {name: info(name) for name in names}
+    fed = {names[0]: np.full(8, 9.0), names[1]: np.full(8, 5.0)}
+    cards, importance = unseen.filled(dict(zip(names, (seen, least, none), strict=True)), fed, tensors)
+    assert cards[names[2]].total == least.total
+    assert importance[names[2]][0] == 5.0
+    stack = module.MatrixCard(np.stack([seen.rows, none.rows, least.rows]), np.ones((3, 8), np.float32))
+    (filled,), _ = (list(part.values()) for part in unseen.filled({"blk.0.ffn_up_exps.weight": stack}, {}, tensors))
+    np.testing.assert_array_equal(filled.rows[1], least.rows)
+
+
+def info(name):
+    return TensorInfo(name, (4, 8), "F32", 128, Path("model.safetensors"), 0, *names.place(name))
 
 
 def test_a_gguf_files_rows_are_in_its_own_order(tmp_path):
@@ -159,8 +183,11 @@ def test_a_divergence_without_the_layers_before_is_the_whole_models(architecture
         with probe.changed(place, changed), torch.inference_mode():
             whole = kl(before, model(input_ids=ids).logits.flatten(0, 1)).mean()
             assert probe.kl([place]) == pytest.approx(float(whole), rel=1e-3, abs=1e-7)
+    with probe.changed(every[-1], changed), torch.inference_mode():
+        alone = kl(before[:24], model(input_ids=ids[:1]).logits[0]).mean()
+        assert probe.kl([every[-1]], 1) == pytest.approx(float(alone), rel=1e-3, abs=1e-7)
     assert probe.kl(where.values()) == pytest.approx(0, abs=1e-7)  # everything is back
-    assert probe.passes < 1.5 + 3 + 1
+    assert probe.passes < 1.5 + 3.5 + 1
 
 
 def test_the_dearest_matrices_are_priced_as_they_were_measured(checkpoint):
@@ -215,7 +242,7 @@ def test_pictures_show_the_costs_and_the_measurements(checkpoint):
     at = cells.x.index("v_proj")
     assert 10 ** cells.z[1][at] == pytest.approx(frame.cost[frame.role == "v_proj"].item())
     singles, plans, *_ = card.figure().data
-    assert (len(singles.x), len(plans.x)) == (1, 6)
+    assert (len(singles.x), len(plans.x)) == (1, 4)
     assert singles.y[0] == next(each.kl for each in card.measured if each.tensor)
 
 

@@ -25,8 +25,8 @@ GROUP = 32  # inputs that share a scale
 LEVELS = 16  # of the error that ratios are measured at: 4 bits
 SHARE = 0.05  # of the matrices whose ratio is measured: those with the largest cost, where a miss costs most
 MOST = 32  # such matrices: a model of many experts has thousands
-TARGETS = (0.03, 0.1, 0.3, 0.8)  # sums of costs, in nats, at which plans are measured
-MIXES = (0.06, 0.4)  # the same for plans that mix levels at random
+TARGETS = (0.06, 0.9)  # sums of costs, in nats, at which plans are measured
+MIXES = (0.2, 0.5)  # the same for plans that mix levels at random
 SPREAD = (0.5, 0.7, 1.0, 1.4, 2.0)  # by which mixes vary the step
 APART = math.log(2)  # between the least and the greatest sum of costs, for an exponent to be fitted
 FINE = 256  # levels of the embedding and the head in plans, which are rarely stored in few bits
@@ -63,10 +63,10 @@ def doubtful(costs: Mapping[str, float]) -> list[str]:
     return sorted((name for name in costs if costs[name] > 0), key=lambda name: -costs[name])[:count]
 
 
-def measured(probe: Probe, place: Place) -> float:
-    """The KL divergence of rounding one matrix to `LEVELS`, nats per token."""
+def measured(probe: Probe, place: Place, sequences: int | None = None) -> float:
+    """The KL divergence of rounding one matrix to `LEVELS`, nats per token, on the first `sequences`."""
     with probe.changed(place, rounded(place.part, LEVELS)):
-        return probe.kl([place])
+        return probe.kl([place], sequences)
 
 
 @dataclass(frozen=True)

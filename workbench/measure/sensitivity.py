@@ -24,7 +24,7 @@ from workbench.engines import build
 from workbench.engines.places import Place, places
 from workbench.engines.weights import Weights
 from workbench.exceptions import WorkbenchError, need
-from workbench.measure import anchors, card, fisher, inputs, probe
+from workbench.measure import anchors, card, fisher, inputs, probe, unseen
 from workbench.measure.card import Card, MatrixCard, Measured, model_hash
 from workbench.measure.fisher import Fisher
 from workbench.measure.probe import Probe
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 LEAST = 64  # tokens; fewer say nothing
 LONGEST = 4_000_000  # characters of a text that are cut into tokens: a second's work, and more than anybody measures on
-PROBED = 256  # tokens, at least, that exact KL divergences are measured on
+SHARE = 16  # a single matrix is measured on one sequence of so many, a whole plan on twice as many
+PROBED = 256  # tokens, at least, that a single matrix is measured on
 
 Report = Callable[[Progress], None]
 
@@ -118,7 +119,9 @@ class _Run:
 
     def __init__(self, opened: Checkpoint, ids: np.ndarray, seed: int, dtype: Any, device: Any) -> None:
         self.opened, self.ids, self.seed, self.dtype, self.device = opened, ids, seed, dtype, device
-        code = files.code_version(*(sys.modules[each.__name__] for each in (fisher, inputs, anchors, probe, card)))
+        code = files.code_version(
+            *(sys.modules[each.__name__] for each in (fisher, inputs, anchors, probe, unseen, card))
+        )
         self.key = files.digest(opened.fingerprint, ids.tobytes(), ids.shape, seed, str(dtype), str(device), code)
         self.cache = files.cache("sensitivity")
 
@@ -132,7 +135,7 @@ class _Run:
         largest = max(info.params for info in self.opened.matrices)
         vocabulary = max(info.shape[0] for info in self.opened.matrices if info.layer is None)
         width = self.dtype.itemsize
-        return (self.opened.params + 2 * largest) * width + 5 * 4 * vocabulary * max(self.ids.shape[1], PROBED)
+        return (self.opened.params + 2 * largest) * width + 5 * 4 * vocabulary * max(self.ids.shape[1], 2 * PROBED)
 
     def card(self, model: Any, report: Report) -> Card:
         """Measure, on a loaded model, which is not the same afterwards."""
@@ -145,10 +148,15 @@ class _Run:
         cards = {name: MatrixCard(self._mean(sums.rows[name]), self._mean(sums.cols[name])) for name in where}
         exact = _Exact(self, model, where, cards, report)
         measured = exact.measure()
-        made = Card(
-            self.opened,
+        matrices, importance = unseen.filled(
             {name: replace(one, rows=where[name].rows_of_file(one.rows)) for name, one in exact.cards.items()},
             {name: mean for name in where if (mean := sums.inputs.mean(name)) is not None},
+            self.opened.tensors,
+        )
+        made = Card(
+            self.opened,
+            matrices,
+            importance,
             anchors.fitted([each for each in measured if not each.tensor]),
             tuple(measured),
             self._provenance(fisher.PASSES + exact.passes * exact.ids.numel() / self.ids.size),
@@ -187,9 +195,9 @@ class _Exact:
     ) -> None:
         torch = need("torch")
         self.run, self.model, self.where, self.cards, self.report = run, model, where, cards, report
-        count = min(len(run.ids), max(math.ceil(PROBED / run.ids.shape[1]), len(run.ids) // 16))
-        chosen = np.linspace(0, len(run.ids) - 1, count).round().astype(int)
-        self.ids = torch.from_numpy(run.ids[chosen])
+        self.few = min(len(run.ids), max(math.ceil(PROBED / run.ids.shape[1]), len(run.ids) // SHARE))
+        chosen = np.linspace(0, len(run.ids) - 1, min(len(run.ids), 2 * self.few)).round().astype(int)
+        self.ids = torch.from_numpy(run.ids[np.concatenate([chosen[1::2], chosen[::2]])])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
         self.found: list[Measured] = []
         self.costs = dict(anchors.costs(cards, where))
@@ -214,7 +222,7 @@ class _Exact:
         return self.found
 
     def _single(self, name: str) -> list[float]:
-        return [self.costs[name], anchors.measured(self.probe, self.where[name])]
+        return [self.costs[name], anchors.measured(self.probe, self.where[name], self.few)]
 
     def _whole(self, plan: anchors.Anchor) -> list[float]:
         probe = self.probe  # before anything is written: its reference is the unchanged model
