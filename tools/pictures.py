@@ -11,7 +11,7 @@ def smaller(picture: bytes) -> bytes:
 
     whole = Image.open(BytesIO(picture)).convert("RGB")
     # Not Pillow's usual choice of colours, which drops rare ones: those of a legend or a border, say.
-    few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=5, dither=Image.Dither.NONE)
     packed = BytesIO()
     few.save(packed, "PNG", optimize=True)
     return packed.getvalue()
