@@ -28,10 +28,11 @@ ROOMS = (  # low to high: a room imports from those before it
     "engines",
     "environment",
     "measure",
+    "allocation",
     "panels",
 )
 OPTIONAL = {"torch", "transformers", "accelerate", "bitsandbytes", "xllamacpp", "jupyterlab", "nbconvert", "nbclient"}
-SLOW = {"pandas", "plotly", "ipywidgets", "anywidget", "gguf", "libgguf", "huggingface_hub", "IPython"}
+SLOW = {"pandas", "scipy", "plotly", "ipywidgets", "anywidget", "gguf", "libgguf", "huggingface_hub", "IPython"}
 
 MODULES = {
     ".".join(("workbench", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path

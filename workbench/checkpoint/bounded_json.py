@@ -34,7 +34,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a small file such as config.json (at most 3 MiB and 100,000 lists and objects)."""
-    text = text_of(path, LONGEST_DOCUMENT)
+    return parse(path, text_of(path, LONGEST_DOCUMENT))
+
+
+def parse(path: Path, text: str) -> dict[str, Any]:
+    """The JSON object that `text`, of the file `path`, holds; within the same limits."""
+    if len(text) > LONGEST_DOCUMENT:
+        raise malformed(path, f"it has {len(text):,} characters", allowed=f"up to {LONGEST_DOCUMENT:,}")
     if (brackets := text.count("[") + text.count("{")) > MOST_BRACKETS:
         raise malformed(path, f"it has {brackets:,} opening brackets", allowed=f"up to {MOST_BRACKETS:,}")
     walk = Walk(path, text)

@@ -44,6 +44,26 @@ class Plan:
         """Bits per weight of the whole model."""
         return 8 * self.nbytes / max(self.params, 1)
 
+    def to_json(self) -> str:
+        """The plan as JSON: the model it is for, and its tensors by format; `from_json` reads it."""
+        from workbench.planning.saved import written
+
+        return written(self)
+
+    @staticmethod
+    def from_json(text: str, model: Checkpoint, *, anyway: bool = False) -> Plan:
+        """The plan that `to_json` wrote, for that model; only names of tensors and formats are taken from it.
+
+        Args:
+            anyway: take it for a model of the same shapes too, such as a copy of the file or a fine-tuned model.
+
+        Raises:
+            WorkbenchError: no such JSON, another model's plan, a tensor or format that is unknown.
+        """
+        from workbench.planning.saved import read
+
+        return read(text, model, anyway=anyway)
+
     def __repr__(self) -> str:
         mix = ", ".join(f"{count} {name}" for name, count in Counter(map(str, self.formats.values())).most_common())
         return f"<Plan {self.name}: {self.nbytes:,} bytes, {self.bits:.2f} bits per weight ({mix})>"
