@@ -56,8 +56,8 @@ def compare(
         tokens: how many tokens of the text are used at most; None: all.
         importance: tensor name -> mean square of each input channel, float32 [in], for formats that
             use it: `workbench.measure.calibration.calibrate(model, text).importance()`.
-        dtype: what both models compute in. Narrower types take less memory, and their rounding
-            counts as divergence: about 1e-3 nats in bfloat16.
+        dtype: what both models compute in. Narrower types take less memory, and their rounding is
+            part of the figures, which matters for formats that lose little.
         device: "cpu", "cuda", ...; by default the first GPU, else the CPU.
 
     Both models run chunk by chunk in lockstep, and no logits are written. Both are held in
