@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from queue import Empty, SimpleQueue
+from typing import Any, Self, TypeVar
 
 from workbench.engines.base import Can, Finish, Messages, Reply, Settings, messages_of
 from workbench.exceptions import WorkbenchError
@@ -28,6 +30,7 @@ class Draft:
     seconds: list[float] = field(default_factory=list)  # to make each token, the one that ends the reply included
     prompt_tokens: int = 0
     prompt_per_second: float = math.nan
+    count: int = 0  # tokens of the reply, where the engine tells it and `tokens` are other pieces
     finish: Finish = "stopped"
     note: str = ""
     ended: bool = False
@@ -35,6 +38,7 @@ class Draft:
 
     def end(self) -> None:
         later = self.seconds[1:]
+        made = max(self.count - 1, 0) or len(later)
         left, tokens = len(self.text), []
         for token in self.tokens:  # a stop string, and what was held back for it, belong to no token
             tokens.append(token[:left])
@@ -46,11 +50,64 @@ class Draft:
             tokens=tuple(tokens),
             prompt_tokens=self.prompt_tokens,
             seconds_to_first=self.seconds[0] if self.seconds else math.nan,
-            tokens_per_second=len(later) / sum(later) if sum(later) else math.nan,
+            tokens_per_second=made / sum(later) if sum(later) else math.nan,
             finish=self.finish,
             note=self.note,
             prompt_per_second=self.prompt_per_second,
         )
+
+
+T = TypeVar("T")
+LINGER = 0.5  # seconds that the end of a reply waits for the thread that makes it
+
+
+class _End(Exception):
+    """The work of a feed is done."""
+
+
+def feed(
+    work: Callable[[Callable[[T], bool]], None], stop: threading.Event, threads: list[threading.Thread]
+) -> Iterator[tuple[T, float]]:
+    """What `work` hands over in a thread of its own, each with the time (`perf_counter`) at which it came.
+
+    Args:
+        work: called with a function that takes one thing, and gives True when nobody wants another.
+        stop: once it is set, `Stopped` is raised within a tenth of a second, whatever `work` is waiting for.
+        threads: gets the thread, which may go on for a while; those that have ended are dropped.
+    """
+    things: SimpleQueue[tuple[T, float] | BaseException] = SimpleQueue()
+    left = threading.Event()  # nobody reads any more
+
+    def take(thing: T) -> bool:
+        things.put((thing, time.perf_counter()))
+        return stop.is_set() or left.is_set()
+
+    def body() -> None:
+        try:
+            work(take)
+            things.put(_End())
+        except BaseException as error:
+            things.put(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    threads[:] = [*(each for each in threads if each.is_alive()), thread]
+    thread.start()
+    try:
+        while True:
+            if stop.is_set():
+                raise Stopped
+            try:
+                thing = things.get(timeout=0.1)
+            except Empty:
+                continue
+            if isinstance(thing, _End):
+                return
+            if isinstance(thing, BaseException):
+                raise thing
+            yield thing
+    finally:
+        left.set()
+        thread.join(LINGER)
 
 
 Write = Callable[[list[dict[str, str]], Settings, Draft, threading.Event], Iterator[str]]

@@ -11,14 +11,13 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from workbench import fit
 from workbench.checkpoint import Checkpoint
 from workbench.checkpoint.gguf import LongArray
 from workbench.engines import trial
-from workbench.engines.answering import Answering, Draft, Stopped
+from workbench.engines.answering import Answering, Draft, feed
 from workbench.engines.base import Can, Settings
 from workbench.engines.generate import Until
 from workbench.engines.options import Options, ask, options_of, server_of
@@ -26,7 +25,6 @@ from workbench.engines.template import prompt_of
 from workbench.exceptions import WorkbenchError, need
 from workbench.progress import Progress, Steps, in_thread
 
-LINGER = 0.5  # seconds that the end of a reply waits for llama.cpp to finish its batch
 SEEDS = 2**32 - 1  # llama.cpp takes 32 bits, and the last number for "any"
 SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
@@ -58,10 +56,6 @@ def resident() -> int:
     return int(need("psutil").Process().memory_info().rss)
 
 
-class _End(Exception):
-    """llama.cpp has reported all of a reply."""
-
-
 class LlamaCppEngine(Answering):
     """A GGUF that answers in llama.cpp; see `engines.base.Engine`. Made by `workbench.run`."""
 
@@ -76,15 +70,15 @@ class LlamaCppEngine(Answering):
         self._template = checkpoint.chat_template
         self._special = _special_tokens(checkpoint)
         self._spaced = checkpoint.metadata.get("tokenizer.ggml.model") == "llama"
-        self._workers: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
 
     @property
     def where(self) -> str:
         return "cpu" if not self.options.gpu_layers else "cpu, beside what the GPU holds"
 
     def _free(self) -> None:
-        for worker in self._workers:  # llama.cpp ends its batch before it lets go
-            worker.join()
+        for thread in self._threads:  # llama.cpp ends its batch before it lets go
+            thread.join()
         self._server = None
         fit.guard.free()
 
@@ -108,11 +102,12 @@ class LlamaCppEngine(Answering):
             if made is None:
                 continue
             count, text = made
-            draft.seconds += [(now - began) / max(count, 1)] * count
-            began = now
+            if count:  # several, when they are a character together
+                draft.seconds += [now - began, *[0.0] * (count - 1)]
+                began = now
             if spaced and text:  # a tokenizer of this kind writes a space before the first word
                 text, spaced = text.removeprefix(" "), False
-            draft.tokens += ["", *[""] * (count - 1)][:count]
+            draft.tokens += [""] * count
             if draft.tokens:
                 draft.tokens[-1] += text
             if text := until.add(text):
@@ -126,40 +121,12 @@ class LlamaCppEngine(Answering):
             yield text
 
     def _events(self, request: dict[str, Any], stop: threading.Event) -> Iterator[tuple[dict[str, Any], float]]:
-        """What llama.cpp reports of a reply, and when; raises `Stopped` once `stop` is set."""
-        events: SimpleQueue[tuple[dict[str, Any], float] | BaseException] = SimpleQueue()
-        left = threading.Event()  # nobody reads any more
-
-        def work(server: Any) -> None:
-            def take(event: dict[str, Any]) -> bool:
-                events.put((event, time.perf_counter()))
-                return stop.is_set() or left.is_set()
-
-            try:
-                server.handle_completions(request, take)
-                events.put(_End())
-            except BaseException as error:
-                events.put(error)
-
-        worker = threading.Thread(target=work, args=(self._server,), daemon=True)
-        self._workers = [*(each for each in self._workers if each.is_alive()), worker]
-        worker.start()
+        """What llama.cpp reports of a reply, and when."""
+        server = self._server
         try:
-            while True:
-                if stop.is_set():
-                    raise Stopped
-                try:
-                    event = events.get(timeout=0.1)
-                except Empty:
-                    continue
-                if isinstance(event, _End):
-                    return
-                if isinstance(event, BaseException):
-                    raise WorkbenchError(self.name, f"llama.cpp refused the question: {event!s:.300}") from event
-                yield event
-        finally:
-            left.set()
-            worker.join(LINGER)
+            yield from feed(lambda take: server.handle_completions(request, take), stop, self._threads)
+        except (ValueError, RuntimeError) as error:
+            raise WorkbenchError(self.name, f"llama.cpp refused the question: {error!s:.300}") from error
 
 
 def _request(prompt: str | list[int | str], settings: Settings) -> dict[str, Any]:
