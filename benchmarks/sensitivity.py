@@ -1,6 +1,6 @@
 """How well a sensitivity card predicts: exact KL divergences of single matrices and of random plans.
 
-    python -m benchmarks.sensitivity [MODEL] [--text FILE] [--device cuda] [--tokens 4096] [--measured 4096]
+    python -m benchmarks.sensitivity [MODEL] [--text FILE] [--device cuda] [--tokens 5120] [--measured 8192]
 
 MODEL is whatever `wb.load` takes, a Llama (by default the demo), and is first moved off its grid
 (`benchmarks.offgrid`). The first half of the text (WikiText-2 at FILE or $WORKBENCH_WIKITEXT, else
@@ -68,9 +68,9 @@ def main() -> None:
     options.add_argument("model", nargs="?", default="demo")
     options.add_argument("--text", type=Path, default=os.environ.get("WORKBENCH_WIKITEXT"))
     options.add_argument("--device")
-    options.add_argument("--tokens", type=int, default=4096, help="that the card is made of")
+    options.add_argument("--tokens", type=int, default=5120, help="that the card is made of")
     options.add_argument("--context", type=int, help="of the card's sequences")
-    options.add_argument("--measured", type=int, default=4096, help="held-out tokens that KL is measured on")
+    options.add_argument("--measured", type=int, default=8192, help="held-out tokens that KL is measured on")
     options.add_argument("--bits", type=int, nargs="*", default=[4, 3], help="that single matrices are rounded to")
     options.add_argument("--plans", type=int, default=20)
     options.add_argument("--every", type=int, default=1, help="measure only each n-th matrix: for a quick look")

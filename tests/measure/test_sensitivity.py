@@ -13,12 +13,13 @@ from tests import tiny
 from tests.engines import models
 from workbench.checkpoint import TensorInfo, names
 from workbench.engines import build
-from workbench.engines.places import places
+from workbench.engines.places import Place, places
 from workbench.measure import anchors, fisher, unseen
 from workbench.measure import sensitivity as module
 from workbench.measure.calibration import calibrate
 from workbench.measure.divergence import kl
 from workbench.measure.fisher import Fisher
+from workbench.measure.inputs import MeanSquares
 from workbench.measure.probe import Probe
 from workbench.measure.sensitivity import sensitivity_steps
 
@@ -108,6 +109,20 @@ def test_importance_is_that_of_the_calibration(checkpoint):
     assert set(card.importance) == set(calibration.inputs)
     for name, mean in card.importance.items():
         np.testing.assert_allclose(mean, calibration.mean_square(name), rtol=1e-3)
+
+
+def test_a_product_is_seen_however_it_is_written():
+    weights, stack = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (2, 3, 4)))
+    where = {"plain": Place("plain", "w", weights, (slice(None), slice(None)))}
+    where |= {f"expert {e}": Place(f"expert {e}", "s", stack, (e, slice(None))) for e in range(2)}
+    found, x = MeanSquares(where), torch.arange(8.0).reshape(2, 4)
+    with found.watching():
+        torch.nn.functional.linear(x, weights)
+        (2 * x) @ weights.T
+        torch.nn.functional.linear(3 * x, stack[1])
+    np.testing.assert_allclose(found.mean("plain"), 2.5 * x.square().mean(0))  # (1 + 4) / 2
+    np.testing.assert_allclose(found.mean("expert 1"), 9 * x.square().mean(0))
+    assert found.mean("expert 0") is None
 
 
 def test_an_expert_is_judged_by_its_own_tokens_and_an_unseen_one_by_the_least_used(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +29,8 @@ MIXES = (0.2, 0.5)  # the same for plans that mix levels at random
 SPREAD = (0.5, 0.7, 1.0, 1.4, 2.0)  # by which mixes vary the step
 APART = math.log(2)  # between the least and the greatest sum of costs, for an exponent to be fitted
 FINE = 256  # levels of the embedding and the head in plans, which are rarely stored in few bits
+
+Levels = dict[str, int]  # a plan to be measured: tensor name -> levels
 
 
 def rounded(weights: torch.Tensor, levels: int, group: int = GROUP) -> torch.Tensor:
@@ -69,14 +70,7 @@ def measured(probe: Probe, place: Place, sequences: int | None = None) -> float:
         return probe.kl([place], sequences)
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """A plan to be measured: tensor name -> levels."""
-
-    levels: dict[str, int]
-
-
-def anchors(costs: Mapping[str, float], apart: Iterable[str], seed: int) -> list[Anchor]:
+def plans(costs: Mapping[str, float], apart: Iterable[str], seed: int) -> list[Levels]:
     """Plans whose costs add up to about `TARGETS` and `MIXES`; an even rounding error falls with the square of levels.
 
     Args:
@@ -87,13 +81,13 @@ def anchors(costs: Mapping[str, float], apart: Iterable[str], seed: int) -> list
     names = [name for name in costs if name not in fine]
     total = sum(costs[name] for name in names)
     random = np.random.default_rng(seed)
-    plans = []
+    made = []
     for target, mixed in [*((t, False) for t in TARGETS), *((t, True) for t in MIXES)]:
         factor = dict(zip(names, random.choice(SPREAD, len(names)) if mixed else np.ones(len(names)), strict=True))
         at_base = sum(costs[name] * factor[name] ** 2 for name in names) if mixed else total
         step = math.sqrt(target / at_base) if at_base > 0 else 1.0
-        plans.append(Anchor({name: _levels(step * factor[name]) for name in names} | fine))
-    return plans
+        made.append({name: _levels(step * factor[name]) for name in names} | fine)
+    return made
 
 
 def _levels(step: float) -> int:
@@ -102,14 +96,14 @@ def _levels(step: float) -> int:
 
 
 def put(
-    anchor: Anchor,
+    plan: Levels,
     cards: Mapping[str, MatrixCard],
     places: Mapping[str, Place],
     original: Callable[[str], torch.Tensor],
 ) -> float:
     """Write a plan into the model; returns the sum of its costs. `original` gives a tensor's unchanged weights."""
     total = 0.0
-    for name, levels in anchor.levels.items():
+    for name, levels in plan.items():
         before = original(name).to(places[name].parameter.device)
         after = rounded(before, levels)
         places[name].part.copy_(after)

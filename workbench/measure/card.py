@@ -11,6 +11,7 @@ over a plan, the KL of the whole is a S^b: the curve, fitted on measured plans.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -216,6 +217,9 @@ class Card:
             f"{sum(bool(each.tensor) for each in self.measured)} measured exactly, "
             f"{said.get('forwards', math.nan):.1f} forward passes; KL = {self.curve.a:.3g} S^{self.curve.b:.3g}>"
         )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 def model_hash(checkpoint: Checkpoint) -> str:

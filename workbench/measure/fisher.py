@@ -16,6 +16,7 @@ which each weight is judged (as Adafactor does, Shazeer and Stern 2018, arXiv 18
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,9 @@ class Fisher:
         self.inputs = MeanSquares(places)
         self.done = 0
         self._fresh: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        self._within: dict[int, list[Place]] = {}
+        for place in places.values():
+            self._within.setdefault(id(place.parameter), []).append(place)
 
     def run(self, sequences: list[torch.Tensor], kept: Path, report: Callable[[Progress], None]) -> None:
         """Add the sequences that are not in yet ([T] ids each); what is done is in `kept` whatever ends the call."""
@@ -95,17 +99,10 @@ class Fisher:
         tick()
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
-        for place in self._in(parameter):
+        for place in self._within[id(parameter)]:
             part = gradient[place.index]
             norms = [torch.linalg.vector_norm(part, dim=dim, dtype=torch.float32).square() for dim in (-1, -2)]
             self._fresh.append((place.tensor, *norms))
-
-    def _in(self, parameter: torch.nn.Parameter) -> list[Place]:
-        if not hasattr(self, "_by_parameter"):
-            self._by_parameter: dict[int, list[Place]] = {}
-            for place in self.places.values():
-                self._by_parameter.setdefault(id(place.parameter), []).append(place)
-        return self._by_parameter[id(parameter)]
 
     # --- kept between sessions ------------------------------------------------------------------
 
@@ -145,31 +142,27 @@ def _drawn(likelihood: torch.Tensor, seed: int, number: int) -> torch.Tensor:
     return torch.searchsorted(running, wanted).squeeze(1).clamp_(max=likelihood.shape[-1] - 1)
 
 
-class _gradients_only_of:
+@contextlib.contextmanager
+def _gradients_only_of(
+    model: Any,
+    places: Mapping[str, Place],
+    take: Callable[[torch.nn.Parameter], None],
+    tick: Callable[[], None],
+) -> Iterator[None]:
     """Within this block only the placed parameters have gradients, each handed to `take` as soon as it is whole."""
-
-    def __init__(
-        self,
-        model: Any,
-        places: Mapping[str, Place],
-        take: Callable[[torch.nn.Parameter], None],
-        tick: Callable[[], None],
-    ) -> None:
-        self.model, self.take, self.tick = model, take, tick
-        self.wanted = {id(place.parameter): place.parameter for place in places.values()}
-
-    def __enter__(self) -> None:
-        self.before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        for parameter, _ in self.before:
-            parameter.requires_grad_(id(parameter) in self.wanted)
-        self.hooks = [one.register_post_accumulate_grad_hook(self.take) for one in self.wanted.values()]
-        self.hooks += [module.register_forward_pre_hook(lambda *_: self.tick()) for module in _leaves(self.model)]
-
-    def __exit__(self, *reason: object) -> None:
-        for hook in self.hooks:
+    wanted = {id(place.parameter): place.parameter for place in places.values()}
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in wanted)
+    hooks = [parameter.register_post_accumulate_grad_hook(take) for parameter in wanted.values()]
+    hooks += [module.register_forward_pre_hook(lambda *_: tick()) for module in _leaves(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
-        for parameter, before in self.before:
-            parameter.requires_grad_(before)
+        for parameter, had in before:
+            parameter.requires_grad_(had)
             parameter.grad = None
 
 

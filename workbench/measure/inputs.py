@@ -42,16 +42,19 @@ class MeanSquares:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Within this block, see every `torch.nn.functional.linear` and add up its inputs at the end."""
+        """Within this block, see every product with weights [out, in] and add up its inputs at the end."""
         torch = need("torch")
         from torch.overrides import TorchFunctionMode
 
         take, linear = self._take, torch.nn.functional.linear
+        products = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__}  # x @ W.T, as Falcon writes it
 
         class Watch(TorchFunctionMode):
             def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
                 if func is linear:
                     take(args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["weight"])
+                elif func in products and len(args) > 1 and args[1]._base is not None and args[1].stride(0) == 1:
+                    take(args[0], args[1]._base)
                 return func(*args, **(kwargs or {}))
 
         with Watch():

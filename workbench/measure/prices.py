@@ -48,10 +48,20 @@ class Prices:
         """What each layer costs, a line for each format."""
         return figure.by_layer(self.frame, self.formats)
 
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row for each format, as if every matrix were in it: bytes, sum of costs, and matrices without a price."""
+        groups = self.frame.groupby("format", sort=False)
+        return groups.agg(
+            nbytes=("nbytes", "sum"), cost=("cost", "sum"), unpriced=("cost", lambda c: int(c.isna().sum()))
+        )
+
     def __repr__(self) -> str:
-        total = self.frame.groupby("format", sort=False)[["nbytes", "cost"]].sum()
-        head = f"<Prices of {self.frame.tensor.nunique()} matrices in {len(total)} formats; in one format for all:"
-        return "\n".join([head, total.to_string(float_format="%.3g") + ">"])
+        head = f"Prices of {self.frame.tensor.nunique()} matrices of {self.card.model}, nats per token"
+        return "\n".join([head, self.summary.to_string(float_format="%.3g")])
+
+    def _repr_html_(self) -> str:
+        return self.summary.to_html(float_format=lambda value: f"{value:.3g}", escape=True)
 
 
 def prices(card: Card, wanted: str | Format | Iterable[str | Format], *, threads: int | None = None) -> Prices:

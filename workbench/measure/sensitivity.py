@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LEAST = 64  # tokens; fewer say nothing
 LONGEST = 4_000_000  # characters of a text that are cut into tokens: a second's work, and more than anybody measures on
-SHARE = 16  # a single matrix is measured on one sequence of so many, a whole plan on twice as many
+SHARE = 20  # a single matrix is measured on one sequence of so many, a whole plan on twice as many
 PROBED = 256  # tokens, at least, that a single matrix is measured on
 
 Report = Callable[[Progress], None]
@@ -46,7 +46,7 @@ def sensitivity(
     model: Checkpoint | str | Path,
     text: Text,
     *,
-    tokens: int = 4096,
+    tokens: int = 5120,
     context: int = 256,
     seed: int = 0,
     dtype: torch.dtype | str = "float32",
@@ -85,7 +85,7 @@ def sensitivity_steps(
     model: Checkpoint | str | Path,
     text: Text,
     *,
-    tokens: int = 4096,
+    tokens: int = 5120,
     context: int = 256,
     seed: int = 0,
     dtype: torch.dtype | str = "float32",
@@ -133,7 +133,7 @@ class _Run:
     def memory(self) -> int:
         """Bytes: the weights, the largest gradient, and logits with their gradients."""
         largest = max(info.params for info in self.opened.matrices)
-        vocabulary = max(info.shape[0] for info in self.opened.matrices if info.layer is None)
+        vocabulary = max((info.shape[0] for info in self.opened.matrices if info.layer is None), default=0)
         width = self.dtype.itemsize
         return (self.opened.params + 2 * largest) * width + 5 * 4 * vocabulary * max(self.ids.shape[1], 2 * PROBED)
 
@@ -162,6 +162,7 @@ class _Run:
             self._provenance(fisher.PASSES + exact.passes * exact.ids.numel() / self.ids.size),
         )
         made.save(self.finished)
+        self.finished.with_suffix(".npz").unlink(missing_ok=True)
         return made
 
     def _mean(self, sums: np.ndarray) -> np.ndarray:
@@ -203,7 +204,7 @@ class _Exact:
         self.costs = dict(anchors.costs(cards, where))
         self.doubtful = anchors.doubtful(self.costs)
         apart = [name for name in where if run.opened.tensors[name].layer is None]
-        self.plans = anchors.anchors(self.costs, apart, run.seed)
+        self.plans = anchors.plans(self.costs, apart, run.seed)
 
     @cached_property
     def probe(self) -> Probe:
@@ -224,7 +225,7 @@ class _Exact:
     def _single(self, name: str) -> list[float]:
         return [self.costs[name], anchors.measured(self.probe, self.where[name], self.few)]
 
-    def _whole(self, plan: anchors.Anchor) -> list[float]:
+    def _whole(self, plan: anchors.Levels) -> list[float]:
         probe = self.probe  # before anything is written: its reference is the unchanged model
         weights = Weights(self.run.opened, report=lambda step: self.report(self.now))
         total = anchors.put(plan, self.cards, self.where, weights.tensor)
