@@ -6,7 +6,7 @@ import base64
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +134,9 @@ def _measure(task: Task, models: Sequence[Any], at_once: int, report: Callable[[
         ids = torch.from_numpy(task.chunks[numbers])
         states = [one.states(ids)[:, task.scored] for one in both]
         for row, number in enumerate(numbers):
-            task.keep(number, _by_token(task, number, both, [each[row] for each in states]))
-            done.chunks += 1
+            by_token = _by_token(task, number, both, [each[row] for each in states])
+            task.keep(number, by_token)
+            done.add(float(by_token["kl"].mean()))
 
 
 @dataclass
@@ -146,12 +147,18 @@ class _Done:
     total: int
     report: Callable[[Progress], None]
     last: float = 0.0
+    measured: list[float] = field(default_factory=list)  # mean KL of each chunk, nats per token
+
+    def add(self, kl: float) -> None:
+        self.chunks += 1
+        self.measured.append(kl)
 
     def tick(self) -> None:
         now = time.monotonic()
         if now - self.last >= EVERY:
             self.last = now
-            self.report(Progress(self.chunks, self.total, "chunk"))
+            so_far = f"KL {np.mean(self.measured):.3g}" if self.measured else ""
+            self.report(Progress(self.chunks, self.total, "chunk", so_far))
 
 
 def _by_token(task: Task, number: int, both: Sequence[Predictions], states: Sequence[torch.Tensor]) -> np.ndarray:
@@ -165,8 +172,8 @@ def _by_token(task: Task, number: int, both: Sequence[Predictions], states: Sequ
         _check_logits(task, number, logits)
         nll = [torch.nn.functional.cross_entropy(each, following[rows], reduction="none") for each in logits]
         same = logits[0].argmax(-1) == logits[1].argmax(-1)
-        for field, values in zip(TOKEN.names or (), (divergence.kl(*logits), *nll, same), strict=True):
-            by_token[field][rows] = values.cpu().numpy()
+        for name, values in zip(TOKEN.names or (), (divergence.kl(*logits), *nll, same), strict=True):
+            by_token[name][rows] = values.cpu().numpy()
     return by_token
 
 
