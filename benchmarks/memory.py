@@ -1,6 +1,6 @@
 """What `wb.memory` says, against what the engines take: a row for each model, format, context and type of cache.
 
-    python -m benchmarks.memory [--only transformers] [--device cuda] [--write benchmarks/memory.md]
+    python -m benchmarks.memory [--only transformers] [--device cuda] [--large] [--write benchmarks/memory.md]
 
 "weights" is what an engine holds once the model is loaded, "all" the most it holds while it
 reads a prompt that fills the context and writes two tokens.
@@ -12,6 +12,8 @@ llama.cpp: "weights" by its own report. "all": for the demo what its server's pr
 by until it has answered a prompt, for random models the buffers that it reports. For
 published models of any size its plan is asked for, from a file whose tensors are holes:
 nothing is allocated then, and only the cache and the work space are compared.
+
+--large adds models of 3 and 7 billion weights, one at a time; they want 20 GB of memory and as much disk.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ WIDE = {
 }
 DEEP = {**WIDE, "num_hidden_layers": 8}
 LARGE = {**WIDE, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+HUGE = {**LARGE, "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8}
+HUGEST = {**HUGE, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 32}
 WINDOW = {"sliding_window": 512}
 MOE = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 768, "head_dim": 64}
 LATENT = {
@@ -60,6 +64,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "DeepSeek V3, latent": {"model_type": "deepseek_v3", **WIDE, **LATENT},
     "Falcon H1, hybrid": {"model_type": "falcon_h1", **WIDE, **STATE},
 }
+LARGE_MODELS = {"Llama 3B": {"model_type": "llama", **HUGE}, "Llama 7B": {"model_type": "llama", **HUGEST}}
 PUBLISHED = (
     *("Llama 3.1 8B", "Mistral 7B v0.1", "Mixtral 8x7B", "Qwen2.5 7B", "Qwen3 8B", "Qwen3 30B A3B", "Gemma 2 9B"),
     *("Gemma 3 1B", "Phi 4", "DeepSeek V3", "gpt-oss 20B", "Qwen3 Next 80B A3B", "Falcon H1 1.5B"),
@@ -182,6 +187,16 @@ def of_llama_cpp() -> Iterator[Case]:
     yield Case("Llama 1.1B", "llama.cpp", 16384, "Q6_K", kv=("q8_0", "q8_0"), batch=2)
 
 
+def of_large() -> Iterator[Case]:
+    yield from (Case("Llama 3B", "transformers", size, dtype="bf16") for size in (512, 2048))
+    yield Case("Llama 3B", "bitsandbytes", 512, "NF4", dtype="bf16")
+    yield from (Case("Llama 7B", "transformers", size, dtype="bf16") for size in (256, 1024))
+
+
+def of_large_llama_cpp() -> Iterator[Case]:
+    yield from (Case("Llama 7B", "llama.cpp", size, "Q8_0") for size in (512, 32768))
+
+
 def of_plans() -> Iterator[Case]:
     for name in PUBLISHED:
         yield Case(name, "llama.cpp", 8192, "Q4_0")
@@ -192,7 +207,7 @@ def of_plans() -> Iterator[Case]:
 # --- how ----------------------------------------------------------------------------------------
 
 
-def by_torch(cases: Iterator[Case], device: str, folder: Path) -> Iterator[Row]:
+def by_torch(cases: Iterator[Case], device: str, folder: Path, at_once: int = 2) -> Iterator[Row]:
     """A process for each model, two at a time: what one holds does not depend on the other."""
 
     def held(group: list[Case]) -> dict[str, Any]:
@@ -204,7 +219,7 @@ def by_torch(cases: Iterator[Case], device: str, folder: Path) -> Iterator[Row]:
     groups = [list(same) for _, same in alike]
     for model in dict.fromkeys(group[0].model for group in groups):
         made(model, folder)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         for group, found in zip(groups, pool.map(held, groups), strict=True):
             for case, most in zip(group, found["all"], strict=True):
                 yield torch_row(case, made(case.model, folder), device, found["weights"], most)
@@ -222,7 +237,7 @@ def made(model: str, folder: Path) -> str:
         return model
     path = folder / model.replace(" ", "_")
     if not path.exists():
-        torch_process.make(MODELS[model], path)
+        torch_process.make((MODELS | LARGE_MODELS)[model], path)
     return str(path)
 
 
@@ -243,7 +258,7 @@ def gguf_of(case: Case, folder: Path) -> Path:
         return wb.load("demo").path
     path = folder / f"{case.model} {case.format}.gguf"
     if not path.exists():
-        holes.write(path, MODELS[case.model], str(case.format))
+        holes.write(path, (MODELS | LARGE_MODELS)[case.model], str(case.format))
     return path
 
 
@@ -264,7 +279,8 @@ TORCH = ("transformers", "bitsandbytes")
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    options.add_argument("--only", choices=[*TORCH, "llama.cpp", "plans"])
+    options.add_argument("--only", choices=[*TORCH, "llama.cpp", "large", "plans"])
+    options.add_argument("--large", action="store_true")
     options.add_argument("--write", type=Path)
     chosen = options.parse_args()
     found, device = Report(), chosen.device
@@ -274,10 +290,14 @@ def main() -> None:
             "transformers": ("transformers", by_torch(of_transformers(device), device, folder)),
             "bitsandbytes": ("bitsandbytes", by_torch(of_bitsandbytes(device), device, folder)),
             "llama.cpp": ("llama.cpp", by_llama_cpp(of_llama_cpp(), folder)),
+            "large": ("transformers and bitsandbytes, large", by_torch(of_large(), device, folder, at_once=1)),
+            "large llama.cpp": ("llama.cpp, large", by_llama_cpp(of_large_llama_cpp(), folder)),
             "plans": ("llama.cpp's plans for published models", by_plan(of_plans(), folder)),
         }
         for name, (title, rows) in tables.items():
-            if chosen.only in (None, name) and (device == "cpu" or name in TORCH):
+            if name.startswith("large") and not chosen.large:
+                continue
+            if chosen.only in (None, name) and (device == "cpu" or name in (*TORCH, "large")):
                 found.table(title, rows)
     page = found.page(torch_process.named(device))
     print("", *(line(*cells) for cells in found.worst), sep="\n")
