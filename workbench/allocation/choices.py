@@ -54,7 +54,8 @@ class Choices:
         self.prices, self.model = prices, prices.card.checkpoint
         self.asked = list(dict.fromkeys(formats.get(each) for each in asked))
         self.pins = pins or {}
-        check_runnable([*self.asked, *self.pins.values()])
+        self.named = {each.name: each for each in (*self.asked, *self.pins.values())}
+        check_runnable(list(self.named.values()))
         self.quotes = _quotes(prices)
         allowed = self._allowed()
         matrices = [info for info in self.model.matrices if info.name in allowed]
@@ -110,7 +111,7 @@ class Choices:
         """Tensor -> format for the knapsack's options [groups]."""
         flat = [name for names in self.options for name in names]
         return {
-            tensor: formats.get(flat[option])
+            tensor: self.named[flat[option]]
             for group, option in zip(self.groups, mix.tolist(), strict=True)
             for tensor in group
         }
@@ -119,9 +120,7 @@ class Choices:
 
     def _allowed(self) -> dict[str, list[str]]:
         """Tensor -> the formats it can have: those that their programs store it in, or the one it is pinned to."""
-        stored = {
-            each: {info.name for info in touched(self.model, each)} for each in (*self.asked, *self.pins.values())
-        }
+        stored = {each: {info.name for info in touched(self.model, each)} for each in self.named.values()}
         allowed: dict[str, list[str]] = {}
         for tensor, quotes in self.quotes.items():
             wanted = [self.pins[tensor]] if tensor in self.pins else self.asked
@@ -172,7 +171,8 @@ def _quotes(prices: Prices) -> dict[str, dict[str, Quote]]:
 
 
 def check_runnable(asked: Sequence[Format]) -> None:
-    """Raise unless some program runs all these formats."""
+    """Raise unless some program runs all these formats; one that names no program is an experiment, and goes."""
+    asked = [each for each in asked if each.runs_on]
     if asked and not set.intersection(*(set(each.runs_on) for each in asked)):
         found = "; ".join(f"{each} in {', '.join(each.runs_on)}" for each in asked)
         raise WorkbenchError(
