@@ -31,7 +31,17 @@ ROOMS = (  # low to high: a room imports from those before it
     "allocation",
     "panels",
 )
-OPTIONAL = {"torch", "transformers", "accelerate", "bitsandbytes", "xllamacpp", "jupyterlab", "nbconvert", "nbclient"}
+OPTIONAL = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "bitsandbytes",
+    "xllamacpp",
+    "openai",
+    "jupyterlab",
+    "nbconvert",
+    "nbclient",
+}
 SLOW = {"pandas", "scipy", "plotly", "ipywidgets", "anywidget", "gguf", "libgguf", "huggingface_hub", "IPython"}
 
 MODULES = {

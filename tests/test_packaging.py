@@ -54,7 +54,7 @@ def pins(file: str) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
-EVERYTHING = requirements("transformers", "bitsandbytes", "llama.cpp", "gguf", "notebook", "test", "lint")
+EVERYTHING = requirements("transformers", "bitsandbytes", "llama.cpp", "gguf", "server", "notebook", "test", "lint")
 
 
 @pytest.mark.parametrize("place", [COLAB, KAGGLE], ids=["Colab", "Kaggle"])
@@ -87,7 +87,7 @@ def test_condas_environment_has_the_same_packages_and_ranges():
     names = [Requirement(line) for line in (*listed, *by_pip) if isinstance(line, str) and line not in ("pip", "-e .")]
     found = {canonicalize_name(CONDA_NAMES.get(each.name, each.name)): each.specifier for each in names}
     python = found.pop("python")
-    assert found == requirements("transformers", "bitsandbytes", "llama.cpp", "gguf", "notebook")
+    assert found == requirements("transformers", "bitsandbytes", "llama.cpp", "gguf", "server", "notebook")
     supported = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
     assert all(version in python and version in SpecifierSet(PROJECT["requires-python"]) for version in supported)
 
@@ -99,7 +99,7 @@ def test_the_extras_that_errors_name_exist_and_hold_the_package():
 
 def test_all_names_every_extra_that_a_user_needs_without_compiling():
     (everything,) = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(everything).extras == {"transformers", "bitsandbytes", "llama.cpp", "gguf", "notebook"}
+    assert Requirement(everything).extras == {"transformers", "bitsandbytes", "llama.cpp", "gguf", "server", "notebook"}
 
 
 def test_the_version_is_written_in_one_place():

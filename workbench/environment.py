@@ -151,6 +151,7 @@ def _extras(versions: dict[str, str], where: str) -> list[Limit]:
         "transformers": "no model runs: wb.run, and errors weighted by a calibration text",
         "bitsandbytes": "no NF4, FP4 and LLM.int8",
         "llama.cpp": 'no GGUF runs as llama.cpp computes it: wb.run(..., engine="llama.cpp")',
+        "server": 'no model of a server: wb.run("ollama", model=...)',
         "notebook": "no JupyterLab and no HTML reports from this environment",
     }
     limits = []

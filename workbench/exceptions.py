@@ -12,6 +12,7 @@ EXTRAS = {
     "accelerate": "transformers",
     "bitsandbytes": "bitsandbytes",
     "xllamacpp": "llama.cpp",
+    "openai": "server",
     "sentencepiece": "gguf",
     "jupyterlab": "notebook",
     "nbconvert": "notebook",
