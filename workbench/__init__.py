@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.planning import RECIPES as RECIPES
     from workbench.planning import Plan as Plan
     from workbench.planning import plan_for as plan_for
+    from workbench.writing import export as export
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _WHERE = {
     "run": "workbench.engines",
     "side_by_side": "workbench.engines",
     "serve": "workbench.engines",
+    "export": "workbench.writing",
     "app": "workbench.panels.app",
     "figures": None,
     "formats": None,

@@ -55,6 +55,14 @@ def test_the_file_has_the_planned_bytes_and_all_that_the_source_said(source: Che
     assert opened.licence == "mit"
 
 
+def test_the_call_that_error_messages_advise_works_as_they_say(source: Checkpoint, tmp_path: Path) -> None:
+    made = wb.export(source, "Q4_K_M", tmp_path / "model.gguf")
+    assert made.data == plan_for(source, "Q4_K_M").nbytes
+    with pytest.raises(wb.WorkbenchError, match="no recipe or format of that name"):
+        wb.export(source, "Q4_K_XXL", tmp_path / "other.gguf")
+    assert not (tmp_path / "other.gguf").exists()
+
+
 def test_the_importance_is_used_and_recorded(source: Checkpoint, tmp_path: Path) -> None:
     plan = plan_for(source, "Q4_K_M")
     importance = {info.name: np.linspace(0.1, 3, info.shape[1], dtype=np.float32) for info in source.matrices}

@@ -22,7 +22,7 @@ from workbench.checkpoint import Checkpoint, TensorInfo, gguf, values
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
 from workbench.formats.rows import chunks
-from workbench.planning import Plan, plan_for
+from workbench.planning import Plan, Spec, plan_for
 from workbench.progress import Progress, Steps, drain
 from workbench.writing import converter, header, stored
 
@@ -61,7 +61,7 @@ class Exported:
 
 def export(
     model: Checkpoint,
-    plan: Plan,
+    format: Spec,
     path: str | Path,
     *,
     importance: Mapping[str, np.ndarray] | None = None,
@@ -69,12 +69,12 @@ def export(
     threads: int | None = None,
     anyway: bool = False,
 ) -> Exported:
-    """Write `plan` as a GGUF file that llama.cpp, Ollama and their relatives run.
+    """Write a model in a plan, recipe or format as a GGUF file that llama.cpp, Ollama and their relatives run.
 
     Args:
         model: what the plan was made for, a GGUF or a folder of safetensors; a folder is first converted by
             llama.cpp's own converter, which needs room for the whole model beside the new file, for a while.
-        plan: tensors it does not name are copied as they are.
+        format: a plan, or what `wb.plan_for` takes; tensors that it does not name are copied as they are.
         path: the new file; one that is there is replaced when the new one is whole and checked.
         importance: tensor name -> float32 [in] (or [experts, in]), mean square of each input channel.
         about_importance: what it was measured on, recorded in the file.
@@ -88,14 +88,14 @@ def export(
             and missing, the output is one of the input's files, no room on the disk, or a check that failed.
     """
     steps = export_steps(
-        model, plan, path, importance=importance, about_importance=about_importance, threads=threads, anyway=anyway
+        model, format, path, importance=importance, about_importance=about_importance, threads=threads, anyway=anyway
     )
     return drain(steps, label=f"writing {Path(path).name}")
 
 
 def export_steps(
     model: Checkpoint,
-    plan: Plan,
+    format: Spec,
     path: str | Path,
     *,
     importance: Mapping[str, np.ndarray] | None = None,
@@ -105,8 +105,7 @@ def export_steps(
 ) -> Steps[Exported]:
     """`export`, yielding the bytes written and then checked; closing it leaves no half file."""
     target, importance = Path(path), dict(importance or {})
-    if plan.model != model.fingerprint:
-        raise WorkbenchError(f"plan {plan.name}", f"it was made for another model than {model.name}")
+    plan = plan_for(model, format)
     _check_target(model, target)
     if model.kind == "gguf":
         return (yield from _export_steps(model, plan, target, importance, about_importance, threads, anyway))
