@@ -9,18 +9,16 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from workbench import figures, formats
+from workbench import figures
 from workbench.engines import Engine, Reply, Settings, SideBySide, run_steps, side_by_side_steps
 from workbench.exceptions import WorkbenchError
 from workbench.panels import parts
+from workbench.panels.chosen import Chosen, offered
 from workbench.panels.panel import Panel
 from workbench.panels.parts import Markup, sentence, tag, together
-from workbench.panels.session import ORIGINAL
-from workbench.planning import RECIPES, plan_for
 from workbench.progress import Progress, Steps, in_thread
 
 NOTHING = ("nothing", "")  # in the menu of formats to compare with
-NAMES = (ORIGINAL, *RECIPES, *(name for name in formats.FORMATS if name not in RECIPES))
 DEFAULTS = Settings()
 REDRAW = 0.1  # seconds between two redraws of a reply that is being made
 
@@ -149,8 +147,8 @@ class Chat(Panel):
         session.engines = {name: engine for name, engine in session.engines.items() if name in names}
         for name in names:
             if name not in session.engines:
-                plan = None if name == ORIGINAL else name
-                engine = yield from run_steps(model, plan, importance=self._importance(name), anyway=anyway)
+                chosen = Chosen(session, name)
+                engine = yield from run_steps(model, chosen.spec, importance=chosen.importance, anyway=anyway)
                 if session.checkpoint is not model:  # another was opened while this one was built
                     engine.close()
                     raise WorkbenchError(model.name, "no longer the session's model")
@@ -219,16 +217,6 @@ class Chat(Panel):
         ]
         return [*said, {"role": "user", "content": self.prompt.value}]
 
-    def _weighed(self, name: str) -> bool:
-        """Whether a format is made with the importance of the calibration text, as it was when it was measured."""
-        errors = self.session.errors
-        if errors is None or errors.calibration is None or name == ORIGINAL:
-            return False
-        return any(fmt.importance != "unused" for fmt in plan_for(self.session.checkpoint, name).formats.values())
-
-    def _importance(self, name: str) -> Any:
-        return self.session.errors.calibration.importance() if self._weighed(name) else None
-
     @property
     def code(self) -> str:
         """The call that Send makes; with nothing to send, the call of the last answer."""
@@ -240,17 +228,12 @@ class Chat(Panel):
         if not self.prompt.value.strip():
             return self.turns[-1].code if self.turns else ""
         lines = [self.session.load_code]
-        weighed = [name for name in self.names if self._weighed(name)]
-        if weighed:
-            lines += [
-                self.session.text_code,
-                "from workbench.measure.calibration import calibrate",
-                "importance = calibrate(model, text).importance()",
-            ]
+        choices = [Chosen(self.session, name) for name in self.names]
+        lines += dict.fromkeys(block for choice in choices for block in choice.blocks)
         runs = []
-        for name in self.names:
-            given = ["model"] if name == ORIGINAL else ["model", repr(name)]
-            given += ["importance=importance"] * (name in weighed) + ["anyway=True"] * anyway
+        for choice in choices:
+            given = ["model", *([choice.argument] if choice.argument else [])]
+            given += ["importance=importance"] * choice.weighed + ["anyway=True"] * anyway
             runs.append(f"wb.run({', '.join(given)})")
         asked = [repr(self.messages), *(f"{key}={value!r}" for key, value in self.settings.items())]
         if len(runs) == 1:
@@ -267,8 +250,9 @@ class Chat(Panel):
         opened = session.checkpoint is not None
         parts.show(self.empty, not opened)
         parts.show(self.body, opened)
-        parts.choose(self.first, NAMES, session.format)
-        others = [(name, name) for name in NAMES if name != session.format]
+        choices = offered(session)
+        parts.choose(self.first, choices, session.format)
+        others = [choice for choice in choices if choice[1] != session.format]
         parts.choose(self.second, [NOTHING, *others], session.rival)
         answering = self.busy and session.jobs.status.owner is self
         for widget in (self.first, self.second, self.again, self.free):

@@ -11,9 +11,10 @@ from workbench.exceptions import WorkbenchError
 from workbench.fit import ENGINES, TABLE, Memory, device, memory_steps
 from workbench.fit.cache import TYPES_OF
 from workbench.panels import bars, offers, parts
+from workbench.panels.chosen import Chosen
 from workbench.panels.panel import Panel
 from workbench.panels.parts import Markup, tag
-from workbench.panels.session import ORIGINAL
+from workbench.panels.session import PLAN
 
 OTHER = "another size"  # in the menu of devices
 FIRST_SIZE = "24 GB"
@@ -107,7 +108,7 @@ class Fit(Panel):
         name = self._format(subject)
         return subject.at(
             engine=session.engine,
-            format=None if name == ORIGINAL else name,
+            format=Chosen(session, name).spec,
             context=session.context,
             batch=session.batch,
             kv=session.kv or None,
@@ -116,8 +117,8 @@ class Fit(Panel):
 
     def _format(self, subject: Memory) -> str:
         """The session's format if the engine holds it, else the engine's default."""
-        engine, chosen = self.session.engine, self.session.format
-        return chosen if chosen in offers.formats(subject, engine, chosen) else offers.default(engine)
+        engine, chosen = self.session.engine, Chosen(self.session, self.session.format)
+        return chosen.name if chosen.name in offers.formats(subject, engine, chosen) else offers.default(engine)
 
     def _use_longest(self) -> None:
         self.session.context = self.answer().longest_context() or self.session.context
@@ -162,8 +163,9 @@ class Fit(Panel):
         if custom:
             self.size.value = session.device
         self.engine.value, self.batch.value = session.engine, session.batch
-        formats = offers.formats(subject, session.engine, session.format)
-        parts.choose(self.format, formats, self._format(subject))
+        formats = offers.formats(subject, session.engine, Chosen(session, session.format))
+        menu = [(Chosen(session, name).label, name) for name in formats]
+        parts.choose(self.format, menu, self._format(subject))
         self._odd.add(session.context)
         self._slide(offers.contexts(subject.question.subject.architecture.context, self._odd))
         usual = subject.at(engine=session.engine, device=session.device).kv
@@ -183,9 +185,9 @@ class Fit(Panel):
 
     def _drawn(self, answer: Memory) -> Markup:
         notes = list(answer.notes)
-        chosen = self.session.format
-        if self._format(self._subject()) != chosen:
-            notes.append(f"{answer.engine} does not hold {chosen}, the chosen format; this is {answer.format}")
+        chosen = Chosen(self.session, self.session.format)
+        if self._format(self._subject()) != chosen.name:
+            notes.append(f"{answer.engine} does not hold {chosen.label}, the chosen format; this is {answer.format}")
         return bars.drawn(answer, [device("cpu"), *(TABLE[name] for name in ELSEWHERE)], notes)
 
     def still(self) -> Markup:
@@ -215,14 +217,16 @@ class Fit(Panel):
             return ""
         opened = session.outline is None
         told = ["model" if opened else repr(session.outline[0])]
-        told += [repr(name)] if name != ORIGINAL else []
+        chosen = Chosen(session, name)
+        told += [chosen.argument] if chosen.argument else []
         told += [f"context={session.context}"]
         told += [f"batch={session.batch}"] if session.batch > 1 else []
         told += [f"kv={session.kv!r}"] if session.kv else []
         told += [f"engine={session.engine!r}"] if session.engine != ENGINES[0] else []
         told += [f"device={session.device!r}"]
         first = session.load_code if opened else "import workbench as wb\n"
-        return f"{first}\nfit = wb.memory({', '.join(told)})\nfit"
+        made = "".join(f"{block}\n" for block in (chosen.blocks if name == PLAN else ()))
+        return f"{first}\n{made}fit = wb.memory({', '.join(told)})\nfit"
 
 
 def _config(text: str) -> dict[str, Any]:

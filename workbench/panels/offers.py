@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from workbench.exceptions import WorkbenchError
 from workbench.fit import TABLE, Memory
 from workbench.fit.answer import CANDIDATES
+from workbench.panels.chosen import Chosen
 from workbench.panels.session import ORIGINAL, gpu_here
-from workbench.planning import RECIPES
+from workbench.planning import RECIPES, Spec
 
 SHORTEST = 512  # tokens at the slider's beginning
 FURTHEST = 4  # its end, in contexts that the model was made for; beyond one a note says what to expect
@@ -26,11 +27,11 @@ def contexts(limit: int, others: Iterable[int]) -> list[int]:
     return sorted({*doubled, *halfway, *others, limit or SHORTEST})
 
 
-def formats(subject: Memory, engine: str, chosen: str) -> list[str]:
+def formats(subject: Memory, engine: str, chosen: Chosen) -> list[str]:
     """The usual formats of an engine, its default first, and the chosen one if the engine holds it."""
     names = [default(engine), *CANDIDATES[engine], *(RECIPES if engine == "llama.cpp" else ())]
-    if chosen != ORIGINAL and _holds(subject, engine, chosen):
-        names.append(chosen)
+    if chosen.spec is not None and _holds(subject, engine, chosen.spec):
+        names.append(chosen.name)
     return list(dict.fromkeys(names))
 
 
@@ -39,7 +40,7 @@ def default(engine: str) -> str:
     return "NF4" if engine == "bitsandbytes" else ORIGINAL
 
 
-def _holds(subject: Memory, engine: str, format: str) -> bool:
+def _holds(subject: Memory, engine: str, format: Spec) -> bool:
     try:
         subject.at(engine=engine, format=format)
     except WorkbenchError:

@@ -12,11 +12,12 @@ from traitlets import Dict, Enum, HasTraits, Int, Tuple, Unicode, default, obser
 from workbench.exceptions import WorkbenchError
 from workbench.fit import ENGINES, Memory, memory
 from workbench.panels.jobs import Jobs
-from workbench.planning import RECIPES
+from workbench.planning import RECIPES, plan_for
 
 if TYPE_CHECKING:
     from workbench.checkpoint import Checkpoint
     from workbench.measure.errors import ErrorTable
+    from workbench.planning import Plan
 
 # What to measure first: every step from nearly exact to very small, and bitsandbytes' and integer formats beside them.
 FIRST_FORMATS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "NF4", "INT8")
@@ -25,6 +26,7 @@ ADVICE_EXACT = "Q8_0"  # for mathematics and code, where a slip is an error
 
 
 ORIGINAL = "original"  # stands for the weights as they are, where a format is named
+PLAN = "plan"  # stands for the session's plan there
 FITTING = frozenset({"outline", "engine", "context", "batch", "kv", "device"})  # what Fit alone shows
 
 
@@ -37,8 +39,11 @@ class Session(HasTraits):
         formats: the formats to measure.
         text: calibration text, or the path of a file with it; empty for none.
         errors: the `ErrorTable`, whole or what a cancelled run has kept.
-        format: the format or recipe that is chosen, the one to talk to; "original" for none.
+        card: the sensitivity `Card` that was measured, or None; `card_code`: the lines that make `card`.
+        plan: a `Plan` beside the recipes, or None; see `use`. `plan_code`: the lines that make `plan`, of `card`.
+        format: what is chosen, to talk to and to write: a format or recipe, "plan", or "original".
         rival: another one to ask the same; empty for none.
+        file: the path of the file that was written last; empty for none. `files`: of what was written, by choice.
         metric, shown, against: what the grid draws: a figure of a measured format, and empty
             or another one to compare it with.
         tensor: the matrix that is selected in the grid; empty for none.
@@ -55,8 +60,14 @@ class Session(HasTraits):
     formats: Any = Tuple(FIRST_FORMATS)
     text = Unicode("")
     errors: Any = Anything(None)
+    card: Any = Anything(None)
+    card_code = Unicode("card = wb.sensitivity(model)")
+    plan: Any = Anything(None)
+    plan_code = Unicode("")
     format = Unicode(ADVICE)
     rival = Unicode("")
+    file = Unicode("")
+    files: Any = Dict()
     metric = Unicode("")
     shown = Unicode("")
     against = Unicode("")
@@ -84,6 +95,10 @@ class Session(HasTraits):
         if self.against == self.shown:
             self.against = ""
 
+    @observe("plan")
+    def _another_plan(self, _: Any) -> None:
+        self.files = {name: path for name, path in self.files.items() if name != PLAN}  # of the plan before
+
     @observe("engine")
     def _types_of_its_own(self, _: Any) -> None:
         self.kv = ()
@@ -100,7 +115,25 @@ class Session(HasTraits):
             with self.hold_trait_notifications():
                 self.source = source or checkpoint.source or str(checkpoint.path)
                 self.checkpoint, self.outline = checkpoint, None
+                self.use(None)
+                self.card, self.file, self.files = None, "", {}
                 self.errors, self.tensor, self.metric, self.shown, self.against = None, "", "", "", ""
+
+    def use(self, plan: Plan | None, code: str = "") -> None:
+        """Choose a plan for the opened model, so that Chat talks to it and Export writes it; None: have none.
+
+        Args:
+            code: the lines that make `plan`, of `model` and `card`; without them, its JSON is given as code.
+
+        Raises:
+            WorkbenchError: it was made for another model.
+        """
+        with self.lock, self.hold_trait_notifications():
+            if plan is not None:
+                plan_for(self.checkpoint, plan)
+            self.format = PLAN if plan is not None else ADVICE if self.format == PLAN else self.format
+            self.rival = "" if self.rival == PLAN else self.rival
+            self.plan_code, self.plan = code, plan
 
     def show(self, errors: ErrorTable) -> None:
         """Show an error table, and with it the model that it was measured on."""
