@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests import tiny
 from tests.allocation import synthetic
 from workbench import WorkbenchError, formats, memory
 from workbench.allocation import plan
+from workbench.checkpoint import load
+from workbench.engines.weights import Weights
 from workbench.planning import RECIPES, Plan, plan_for
+from workbench.writing import export
 
 K = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 VLLM = ("INT4", "INT8", "FP8")
@@ -106,6 +112,24 @@ def test_a_model_of_80_layers_is_planned_within_its_budget():
     assert 39.99e9 < mix.nbytes <= 40e9
     assert mix.uniform is not None
     assert mix.predicted.kl < mix.uniform.predicted.kl
+
+
+def test_a_plan_brings_its_model_and_the_importance_it_was_priced_with(tmp_path: Path):
+    model = load(tiny.gguf(tmp_path / "source.gguf", tiny.weights(), "F32"))
+    importance = {info.name: np.linspace(0.1, 3, info.shape[1], dtype=np.float32) for info in model.matrices}
+    said = {"tokens": 1000, "text_hash": "0123abcd"}
+    mix = plan(synthetic.MadeUp(model, {}, importance, synthetic.CURVE, (), said), K, bits=5)
+    made = export(mix, tmp_path / "mixed.gguf")
+    assert made.data == mix.nbytes == memory(mix).weights
+    written, weighed = load(made.path), 0
+    for name, used in mix.formats.items():
+        expected = used.roundtrip(model.read(name), importance[name])
+        weighed += not np.array_equal(expected, used.roundtrip(model.read(name)))
+        assert np.array_equal(written.read(name), expected)
+        assert np.array_equal(Weights(model, mix).array(name), expected)  # which wb.run and wb.compare use
+    assert weighed
+    assert "1,000 tokens" in written.metadata["quantize.imatrix.dataset"]
+    assert not np.array_equal(Weights(model, mix, {}).array(name), expected)
 
 
 # --- changes and rules ------------------------------------------------------------------------------

@@ -34,13 +34,13 @@ def source(tmp_path: Path) -> Checkpoint:
 def test_every_byte_is_what_llama_cpp_writes(tmp_path: Path, described: str, recipe: str, weighed: bool) -> None:
     importance = llama_cpp.write_model(tmp_path / "source.gguf", described)
     model = wb.load(tmp_path / "source.gguf")
-    made = export(model, plan_for(model, recipe), tmp_path / "made.gguf", importance=importance if weighed else None)
+    made = export(plan_for(model, recipe), tmp_path / "made.gguf", importance=importance if weighed else None)
     assert llama_cpp.digest_of(made.path) == RECORDED[described][f"{recipe}{' by importance' if weighed else ''}"]
 
 
 def test_the_file_has_the_planned_bytes_and_all_that_the_source_said(source: Checkpoint, tmp_path: Path) -> None:
     plan = plan_for(source, {"blk.0.attn_q.weight": "Q4_K", "blk.1.ffn_down.weight": "IQ4_NL"})
-    made = export(source, plan, tmp_path / "made.gguf")
+    made = export(plan, tmp_path / "made.gguf")
     opened = wb.load(made.path)
     assert made.data == plan.nbytes == opened.nbytes
     assert made.nbytes == made.path.stat().st_size
@@ -56,17 +56,21 @@ def test_the_file_has_the_planned_bytes_and_all_that_the_source_said(source: Che
 
 
 def test_the_call_that_error_messages_advise_works_as_they_say(source: Checkpoint, tmp_path: Path) -> None:
-    made = wb.export(source, "Q4_K_M", tmp_path / "model.gguf")
+    made = wb.export(source, tmp_path / "model.gguf", "Q4_K_M")
     assert made.data == plan_for(source, "Q4_K_M").nbytes
     with pytest.raises(wb.WorkbenchError, match="no recipe or format of that name"):
-        wb.export(source, "Q4_K_XXL", tmp_path / "other.gguf")
+        wb.export(source, tmp_path / "other.gguf", "Q4_K_XXL")
+    with pytest.raises(wb.WorkbenchError, match="none was named"):
+        wb.export(source, tmp_path / "other.gguf")
+    with pytest.raises(wb.WorkbenchError, match="says its formats already"):
+        wb.export(plan_for(source, "Q4_K_M"), tmp_path / "other.gguf", "Q8_0")
     assert not (tmp_path / "other.gguf").exists()
 
 
 def test_the_importance_is_used_and_recorded(source: Checkpoint, tmp_path: Path) -> None:
     plan = plan_for(source, "Q4_K_M")
     importance = {info.name: np.linspace(0.1, 3, info.shape[1], dtype=np.float32) for info in source.matrices}
-    made = export(source, plan, tmp_path / "made.gguf", importance=importance, about_importance="a novel")
+    made = export(plan, tmp_path / "made.gguf", importance=importance, about_importance="a novel")
     fields = gguf.GGUFReader(made.path).fields
     assert fields["quantize.imatrix.dataset"].contents() == "a novel"
     assert fields["quantize.imatrix.entries_count"].contents() == len(source.matrices)
@@ -76,7 +80,7 @@ def test_the_importance_is_used_and_recorded(source: Checkpoint, tmp_path: Path)
 
 def test_a_split_source_becomes_one_file(tmp_path: Path) -> None:
     model = wb.load(tiny.gguf(tmp_path / "model.gguf", tiny.weights(), "F32", split=7))
-    made = export(model, plan_for(model, "Q8_0"), tmp_path / "made.gguf")
+    made = export(plan_for(model, "Q8_0"), tmp_path / "made.gguf")
     assert len(wb.load(made.path).tensors) == len(model.tensors)
     assert not [name for name in gguf.GGUFReader(made.path).fields if name.startswith("split.")]
 
@@ -89,7 +93,7 @@ def test_experts_are_written_each_by_its_own_importance(tmp_path: Path) -> None:
     _overwrite(path, name, weights)
     importance = random.uniform(0.1, 4, (3, 256)).astype(np.float32)
     model = wb.load(path)
-    made = export(model, plan_for(model, {name: "Q3_K"}), tmp_path / "made.gguf", importance={name: importance})
+    made = export(plan_for(model, {name: "Q3_K"}), tmp_path / "made.gguf", importance={name: importance})
     stored = wb.load(made.path).read(name)
     for expert in range(3):
         assert np.array_equal(stored[expert], formats.get("Q3_K").roundtrip(weights[expert], importance[expert]))
@@ -110,7 +114,7 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_else(source: Chec
     target = tmp_path / "out" / "made.gguf"
     target.parent.mkdir()
     target.write_bytes(b"the old file")
-    steps = export_steps(source, plan_for(source, "Q4_K_M"), target)
+    steps = export_steps(plan_for(source, "Q4_K_M"), target)
     for _ in range(5):
         next(steps)
     assert len(list(target.parent.iterdir())) == 2
@@ -133,7 +137,7 @@ def test_what_reads_back_differently_is_not_kept(
 
     monkeypatch.setattr(exporting, "_write", garbled)
     with pytest.raises(wb.WorkbenchError, match="reads back differently"):
-        export(source, plan_for(source, "Q8_0"), tmp_path / "out" / "made.gguf")
+        export(plan_for(source, "Q8_0"), tmp_path / "out" / "made.gguf")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -143,7 +147,7 @@ def test_the_model_itself_is_never_overwritten_not_even_through_a_link(source: C
     for target in (source.path, tmp_path / "link.gguf", tmp_path / "x" / ".." / "source.gguf"):
         (tmp_path / "x").mkdir(exist_ok=True)
         with pytest.raises(wb.WorkbenchError, match="file of the model itself"):
-            export(source, plan_for(source, "Q8_0"), target)
+            export(plan_for(source, "Q8_0"), target)
     assert source.path.read_bytes() == before
 
 
@@ -153,7 +157,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100, 90, 10))
     with pytest.raises(wb.WorkbenchError, match=r"the file will have 1.34 MB, and .* has 10 B free"):
-        export(source, plan_for(source, "Q8_0"), tmp_path / "out" / "made.gguf")
+        export(plan_for(source, "Q8_0"), tmp_path / "out" / "made.gguf")
     assert not (tmp_path / "out").exists()
 
 
@@ -163,8 +167,8 @@ def test_what_the_threads_hold_is_asked_of_memory_first(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000, total=1_000_000))
     plan = plan_for(source, "Q8_0")
     with pytest.raises(fit.DoesNotFit, match="fewer threads"):
-        export(source, plan, tmp_path / "made.gguf")
-    assert export(source, plan, tmp_path / "made.gguf", anyway=True).data == plan.nbytes
+        export(plan, tmp_path / "made.gguf")
+    assert export(plan, tmp_path / "made.gguf", anyway=True).data == plan.nbytes
 
 
 @pytest.mark.parametrize(
@@ -173,15 +177,15 @@ def test_what_the_threads_hold_is_asked_of_memory_first(
 )
 def test_a_format_that_cannot_be_written_is_named(source: Checkpoint, tmp_path: Path, spec: str, message: str) -> None:
     with pytest.raises(wb.WorkbenchError, match=message):
-        export(source, plan_for(source, spec), tmp_path / "made.gguf")
+        export(plan_for(source, spec), tmp_path / "made.gguf")
 
 
 def test_a_plan_of_another_model_and_a_folder_as_target_are_refused(source: Checkpoint, tmp_path: Path) -> None:
     other = wb.load(tiny.gguf(tmp_path / "other.gguf", tiny.weights(seed=3), "F32"))
     with pytest.raises(wb.WorkbenchError, match="made for another model"):
-        export(source, plan_for(other, "Q8_0"), tmp_path / "made.gguf")
+        export(source, tmp_path / "made.gguf", plan_for(other, "Q8_0"))
     with pytest.raises(wb.WorkbenchError, match="it is a folder"):
-        export(source, plan_for(source, "Q8_0"), tmp_path)
+        export(plan_for(source, "Q8_0"), tmp_path)
 
 
 # --- from a folder of safetensors --------------------------------------------------------------
@@ -207,7 +211,7 @@ def test_a_folder_is_converted_without_its_code_and_quantized(demo: Checkpoint, 
 
     model = wb.load(folder)
     plan = plan_for(model, "Q4_K_M")
-    made = export(model, plan, tmp_path / "out" / "made.gguf")
+    made = export(plan, tmp_path / "out" / "made.gguf")
     opened = wb.load(made.path)
     assert made.data == plan.nbytes
     assert not (tmp_path / "ran").exists()
@@ -221,7 +225,7 @@ def test_a_folder_is_converted_without_its_code_and_quantized(demo: Checkpoint, 
 def test_what_the_converter_does_not_know_is_said_in_its_words(tmp_path: Path, own_cache: Path) -> None:
     model = wb.load(tiny.folder(tmp_path / "model", tiny.weights()))
     with pytest.raises(wb.WorkbenchError, match=r"llama\.cpp's converter gave up: .*pre-tokenizer"):
-        export(model, plan_for(model, "Q8_0"), tmp_path / "out" / "made.gguf")
+        export(plan_for(model, "Q8_0"), tmp_path / "out" / "made.gguf")
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -18,6 +18,7 @@ from workbench.measure.card import Curve
 from workbench.planning import Plan, planned
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -78,12 +79,22 @@ class PricedPlan(Plan):
         Raises:
             WorkbenchError: a pattern that matches nothing, an unknown format, one that was not priced.
         """
-        model = self.choices.model
+        model = self.checkpoint
         changed = {
             info.name: formats.get(format) for pattern, format in changes.items() for info in matching(model, pattern)
         }
         name = self.name if self.name.endswith(EDITED) else self.name + EDITED
         return priced(planned(model, name, {**self.formats, **changed}), self.choices)
+
+    @property
+    def importance(self) -> Mapping[str, np.ndarray]:
+        """The card's importance matrix, with which every format was priced."""
+        return self.choices.prices.card.importance
+
+    @property
+    def importance_of(self) -> str:
+        said = self.choices.prices.card.provenance
+        return f"{said.get('tokens', 0):,} tokens of a sensitivity card's text ({said.get('text_hash', 'unknown')})"
 
     @property
     def uniform(self) -> PricedPlan | None:
@@ -96,7 +107,7 @@ class PricedPlan(Plan):
         """A row for each matrix: tensor, layer, role, format, nbytes, cost (nats per token), share of all costs."""
         import pandas as pd
 
-        tensors, quotes = self.choices.model.tensors, self.choices.quotes
+        tensors, quotes = self.checkpoint.tensors, self.choices.quotes
         rows = [
             (name, tensors[name].layer, tensors[name].role, used.name, *quotes[name][used.name][1:])
             for name, used in self.formats.items()
@@ -165,7 +176,7 @@ def priced(plan: Plan, choices: Choices) -> PricedPlan:
             )
         cost += quote.cost
     prediction = Prediction.by(choices.prices.curve, cost)
-    return PricedPlan(plan.name, plan.model, plan.formats, plan.nbytes, plan.params, choices, prediction)
+    return PricedPlan(plan.name, plan.checkpoint, plan.formats, plan.nbytes, choices, prediction)
 
 
 def all_priced(plans: Iterable[Plan], choices: Choices) -> list[PricedPlan]:

@@ -70,7 +70,7 @@ class Verified:
         """Predicted against measured KL."""
         from workbench.allocation.figure import agreement
 
-        return agreement(self.frame, title=self.plan.choices.model.name)
+        return agreement(self.frame, title=self.plan.checkpoint.name)
 
     def __repr__(self) -> str:
         return "\n".join(self._lines())
@@ -104,11 +104,9 @@ def _band(predicted: Prediction) -> tuple[float, float, float]:
 
 
 def verify_steps(plan: PricedPlan, text: Text, **options: Any) -> Steps[Verified]:
-    """Measure a plan and the uniform one beside it, with the importance that the card priced them with."""
-    card = plan.choices.prices.card
-    options = {"importance": card.importance, **options}
-    measured = yield from compare_steps(card.checkpoint, plan, text, **options)
+    """Measure a plan and the uniform one beside it, both with the importance that the card priced them with."""
+    measured = yield from compare_steps(plan.checkpoint, plan, text, **options)
     uniform = plan.uniform
     if uniform is None or uniform.formats == plan.formats:
         return Verified(plan, measured)
-    return Verified(plan, measured, uniform, (yield from compare_steps(card.checkpoint, uniform, text, **options)))
+    return Verified(plan, measured, uniform, (yield from compare_steps(plan.checkpoint, uniform, text, **options)))

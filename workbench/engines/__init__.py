@@ -12,7 +12,7 @@ from workbench.engines.served import Served, serve, serve_steps
 from workbench.engines.sidebyside import SideBySide, side_by_side, side_by_side_steps
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
-from workbench.planning import Plan
+from workbench.planning import Plan, of_plan
 from workbench.progress import Steps, drain
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ ENGINES = {
 
 
 def run(
-    source: Checkpoint | str,
+    source: Checkpoint | Plan | str,
     /,
     format: str | Format | Plan | Mapping[str, Any] | None = None,
     *,
@@ -70,8 +70,9 @@ def run(
         wb.run("ollama", model="smollm2")
 
     Args:
-        source: an opened checkpoint, or what `wb.load` takes; or a server: "ollama", "vllm", "tgi",
-            "llama-server" where it listens by default, or a url such as "http://127.0.0.1:8080/v1".
+        source: an opened checkpoint, what `wb.load` takes, or a plan, which brings its model; or a server:
+            "ollama", "vllm", "tgi", "llama-server" where it listens by default, or a url such as
+            "http://127.0.0.1:8080/v1".
         format: None runs the weights as they are. NF4, FP4 and LLM.int8 run in bitsandbytes'
             own layers. Any other format, recipe or plan runs by decoded weights: the model
             answers as it would in that format, at the speed and memory of the original.
@@ -81,7 +82,7 @@ def run(
         dtype: "float32", "bfloat16" or "float16"; by default what the device is fast in.
         device: "cpu", "cuda", ...; by default the first GPU, else the CPU.
         importance: tensor name -> mean square of each input channel, float32 [in], for
-            formats that use it.
+            formats that use it; a plan made from a card brings its own.
         context: for llama.cpp, tokens of prompt and reply together; by default 4096, or what the
             model was made for if that is less.
         kv: for llama.cpp, what keys and values are kept in: a type for both or a pair, such as
@@ -120,7 +121,7 @@ def run(
 
 
 def run_steps(
-    source: Checkpoint | str,
+    source: Checkpoint | Plan | str,
     /,
     format: str | Format | Plan | Mapping[str, Any] | None = None,
     *,
@@ -139,6 +140,8 @@ def run_steps(
     anyway: bool = False,
 ) -> Steps[Engine]:
     """`run`, yielding the bytes of the model that were read; closing it stops within a second."""
+    if isinstance(source, Plan):
+        source, format = of_plan(source, format)
     if engine is not None and engine not in ENGINES:
         raise WorkbenchError("engine", f"there is none called {engine!r}", allowed=", ".join(ENGINES))
     transformers_own = {"decoded": decoded or None, "dtype": dtype, "device": device, "importance": importance}
@@ -160,7 +163,7 @@ def run_steps(
             raise WorkbenchError(
                 "format",
                 "llama.cpp runs a file as it is",
-                do='write the file first, wb.export(model, "Q4_K_M", "model.gguf"), and run that; '
+                do='write the file first, wb.export(model, "model.gguf", "Q4_K_M"), and run that; '
                 'or engine="transformers", which decodes any format',
             )
         from workbench.engines import llamacpp

@@ -63,7 +63,7 @@ def options_of(
         raise WorkbenchError(
             checkpoint.name,
             "llama.cpp runs GGUF files, and this model is a folder of safetensors",
-            do='write one with wb.export(model, "Q4_K_M", "model.gguf"), or run it with engine="transformers"',
+            do='write one with wb.export(model, "model.gguf", "Q4_K_M"), or run it with engine="transformers"',
         )
     trained = checkpoint.metadata.get(f"{checkpoint.architecture}.context_length")
     longest = trained if isinstance(trained, int) and trained > 0 else CONTEXT

@@ -30,7 +30,7 @@ class Weights:
 
     Args:
         plan: the format of each tensor it names; the others keep the values they have in the file.
-        importance: tensor name -> float32 [in] (or [experts, in]), for the formats that use it.
+        importance: tensor name -> float32 [in] (or [experts, in]), for the formats that use it; None: the plan's.
         report: called a few times a second with the bytes done; what it raises ends the work.
 
     Raises:
@@ -46,7 +46,7 @@ class Weights:
     ) -> None:
         self.checkpoint = checkpoint
         self.formats: dict[str, Format] = dict(plan.formats) if plan else {}
-        self.importance = importance or {}
+        self.importance = importance if importance is not None else plan.importance if plan else {}
         self.report = report
         self.done, self.total = 0, sum(info.nbytes for info in checkpoint.tensors.values())
         for info in checkpoint.tensors.values():

@@ -16,7 +16,7 @@ from workbench.fit.guard import DoesNotFit, ask, guarded
 from workbench.fit.question import ENGINES, Question
 from workbench.fit.split import Offload
 from workbench.fit.subject import Source, open_steps
-from workbench.planning import Spec
+from workbench.planning import Plan, Spec, of_plan
 from workbench.progress import Steps, drain
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def memory(
-    model: Source,
+    model: Source | Plan,
     format: Spec | None = None,
     context: int = 4096,
     batch: int = 1,
@@ -50,7 +50,7 @@ def memory(
 
     Args:
         model: an opened checkpoint, what `wb.load` takes (of a hub model only the config and
-            the files' headers are read), or a config.json as a dict.
+            the files' headers are read), a config.json as a dict, or a plan, which brings its model.
         format: a format, recipe or plan for the weights; None: as they are published, and
             NF4 for bitsandbytes.
         context: tokens of each sequence, prompt and reply together.
@@ -71,7 +71,7 @@ def memory(
 
 
 def memory_steps(
-    model: Source,
+    model: Source | Plan,
     format: Spec | None = None,
     context: int = 4096,
     batch: int = 1,
@@ -83,6 +83,8 @@ def memory_steps(
     revision: str | None = None,
 ) -> Steps[Memory]:
     """`memory`, yielding the progress of reading a hub model's headers; closing it stops that."""
+    if isinstance(model, Plan):
+        model, format = of_plan(model, format)
     where = None if device is None else devices.device(device)
     subject = yield from open_steps(model, revision)
     return Question(subject, format, context, batch, kv, engine, dtype, where).answer()

@@ -55,7 +55,8 @@ def compare(
         context: tokens of a chunk; those in its second half are scored.
         tokens: how many tokens of the text are used at most; None: all.
         importance: tensor name -> mean square of each input channel, float32 [in], for formats that
-            use it: `workbench.measure.calibration.calibrate(model, text).importance()`.
+            use it: `workbench.measure.calibration.calibrate(model, text).importance()`. A plan made from a
+            card brings its own.
         dtype: what both models compute in. Narrower types take less memory, and their rounding is
             part of the figures, which matters for formats that lose little.
         device: "cpu", "cuda", ...; by default the first GPU, else the CPU.

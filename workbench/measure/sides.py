@@ -89,7 +89,8 @@ def sides_steps(
     elif isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
         second = Side((yield from checkpoints.load_steps(candidate)))
     elif isinstance(candidate, str | Format | Plan | Mapping):
-        second = Side(first.checkpoint, plan_for(first.checkpoint, candidate), importance)
+        plan = plan_for(first.checkpoint, candidate)
+        second = Side(first.checkpoint, plan, plan.importance if importance is None else importance)
     else:
         raise WorkbenchError(
             "candidate",

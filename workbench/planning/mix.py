@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING
 
 from workbench.checkpoint import Checkpoint, TensorInfo
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -19,18 +23,16 @@ class Plan:
 
     Attributes:
         name: the recipe or format that was asked for.
-        model: the fingerprint of the model it is for.
+        checkpoint: the model it is for.
         formats: tensor name -> the format really used, fallbacks for awkward shapes included. A tensor
             that is not named here stays as it is in the file.
         nbytes: exact bytes of all the model's tensors, those that stay included.
-        params: the number of the model's parameters.
     """
 
     name: str
-    model: str
+    checkpoint: Checkpoint = field(repr=False)
     formats: dict[str, Format]
     nbytes: int
-    params: int
 
     def __getitem__(self, tensor: str) -> Format:
         if tensor not in self.formats:
@@ -38,6 +40,27 @@ class Plan:
                 f"plan {self.name}", f"it says nothing of {tensor!r}", do="such a tensor stays as it is in the file"
             )
         return self.formats[tensor]
+
+    @property
+    def model(self) -> str:
+        """The fingerprint of the model it is for."""
+        return self.checkpoint.fingerprint
+
+    @property
+    def params(self) -> int:
+        """The number of the model's parameters."""
+        return self.checkpoint.params
+
+    @property
+    def importance(self) -> Mapping[str, np.ndarray]:
+        """Tensor name -> mean square of each input channel, float32 [in] or [experts, in], that its formats were
+        chosen with; every use of the plan takes it unless told otherwise. A plan without a card has none."""
+        return {}
+
+    @property
+    def importance_of(self) -> str:
+        """What `importance` was measured on; "" where there is none."""
+        return ""
 
     @property
     def bits(self) -> float:
@@ -69,6 +92,13 @@ class Plan:
         return f"<Plan {self.name}: {self.nbytes:,} bytes, {self.bits:.2f} bits per weight ({mix})>"
 
 
+def of_plan(plan: Plan, format: object) -> tuple[Checkpoint, Plan]:
+    """(its model, itself), for calls that take a model and a format, or a plan alone, which says both."""
+    if format is not None:
+        raise WorkbenchError(f"plan {plan.name}", "it says its formats already", do="leave the format out")
+    return plan.checkpoint, plan
+
+
 # Matrices that llama.cpp never quantizes: small ones of single architectures (its `tensor_allows_quantization`).
 _LEFT_BY_LLAMA_CPP = re.compile(
     r"altup|laurel|indexer\.[kq]_proj|shortconv\.conv|time_mix_(first|[wvag]\d|decay_w\d|lerp_fused)"
@@ -97,7 +127,7 @@ def planned(checkpoint: Checkpoint, name: str, asked: Mapping[str, Format]) -> P
         *experts, rows, cols = matrices[tensor].shape  # each expert of a stack is a matrix of its own
         used[tensor] = format.used_for((rows, cols))
         nbytes += prod(experts) * used[tensor].nbytes((rows, cols))
-    return Plan(name, checkpoint.fingerprint, used, nbytes + _bytes_left(checkpoint, used), checkpoint.params)
+    return Plan(name, checkpoint, used, nbytes + _bytes_left(checkpoint, used))
 
 
 def _bytes_left(checkpoint: Checkpoint, used: dict[str, Format]) -> int:

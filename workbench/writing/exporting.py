@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench import figures, files, fit
-from workbench.checkpoint import Checkpoint, TensorInfo, gguf, values
+from workbench.checkpoint import Checkpoint, TensorInfo, gguf, load_steps, values
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
 from workbench.formats.rows import chunks
-from workbench.planning import Plan, Spec, plan_for
+from workbench.planning import Plan, Spec, of_plan, plan_for
 from workbench.progress import Progress, Steps, drain
 from workbench.writing import converter, header, stored
 
@@ -60,23 +60,28 @@ class Exported:
 
 
 def export(
-    model: Checkpoint,
-    format: Spec,
+    source: Plan | Checkpoint | str,
     path: str | Path,
+    format: Spec | None = None,
     *,
     importance: Mapping[str, np.ndarray] | None = None,
     about_importance: str = "",
     threads: int | None = None,
     anyway: bool = False,
 ) -> Exported:
-    """Write a model in a plan, recipe or format as a GGUF file that llama.cpp, Ollama and their relatives run.
+    """Write a plan, or a model in a recipe or format, as a GGUF file that llama.cpp, Ollama and their relatives run.
+
+        wb.export(plan, "mixed.gguf")
+        wb.export(model, "model.gguf", "Q4_K_M")
 
     Args:
-        model: what the plan was made for, a GGUF or a folder of safetensors; a folder is first converted by
-            llama.cpp's own converter, which needs room for the whole model beside the new file, for a while.
-        format: a plan, or what `wb.plan_for` takes; tensors that it does not name are copied as they are.
+        source: a plan, which brings its model; or a model (or what `wb.load` takes), a GGUF or a folder of
+            safetensors. A folder is first converted by llama.cpp's own converter, which needs room for the
+            whole model beside the new file, for a while.
         path: the new file; one that is there is replaced when the new one is whole and checked.
-        importance: tensor name -> float32 [in] (or [experts, in]), mean square of each input channel.
+        format: with a model, what `wb.plan_for` takes; tensors that it does not name are copied as they are.
+        importance: tensor name -> float32 [in] (or [experts, in]), mean square of each input channel. By
+            default the plan's own: one made from a card is written with what it was priced with.
         about_importance: what it was measured on, recorded in the file.
         threads: that encode; as many as this process may use by default.
         anyway: go ahead although memory may not do.
@@ -84,19 +89,20 @@ def export(
     Memory is a few runs of rows a thread, whatever the model's size.
 
     Raises:
-        WorkbenchError: the plan is another model's, a format that GGUF has not, an importance that is needed
-            and missing, the output is one of the input's files, no room on the disk, or a check that failed.
+        WorkbenchError: a model without a format, a plan of another model, a format that GGUF has not, an importance
+            that is needed and missing, the output is one of the input's files, no room on the disk, or a check
+            that failed.
     """
     steps = export_steps(
-        model, format, path, importance=importance, about_importance=about_importance, threads=threads, anyway=anyway
+        source, path, format, importance=importance, about_importance=about_importance, threads=threads, anyway=anyway
     )
     return drain(steps, label=f"writing {Path(path).name}")
 
 
 def export_steps(
-    model: Checkpoint,
-    format: Spec,
+    source: Plan | Checkpoint | str,
     path: str | Path,
+    format: Spec | None = None,
     *,
     importance: Mapping[str, np.ndarray] | None = None,
     about_importance: str = "",
@@ -104,8 +110,10 @@ def export_steps(
     anyway: bool = False,
 ) -> Steps[Exported]:
     """`export`, yielding the bytes written and then checked; closing it leaves no half file."""
-    target, importance = Path(path), dict(importance or {})
-    plan = plan_for(model, format)
+    plan = yield from _plan_steps(source, format)
+    target, model = Path(path), plan.checkpoint
+    if importance is None:
+        importance, about_importance = plan.importance, about_importance or plan.importance_of
     _check_target(model, target)
     if model.kind == "gguf":
         return (yield from _export_steps(model, plan, target, importance, about_importance, threads, anyway))
@@ -150,6 +158,15 @@ def _export_steps(
 
 
 # --- before a file is touched -----------------------------------------------------------------
+
+
+def _plan_steps(source: Plan | Checkpoint | str, format: Spec | None) -> Steps[Plan]:
+    if isinstance(source, Plan):
+        return of_plan(source, format)[1]
+    if format is None:
+        do = 'wb.export(model, "model.gguf", "Q4_K_M"), or wb.export(plan, "model.gguf")'
+        raise WorkbenchError("format", "none was named", allowed="a recipe, a format or a plan", do=do)
+    return plan_for(source if isinstance(source, Checkpoint) else (yield from load_steps(source)), format)
 
 
 def _check_target(model: Checkpoint, target: Path) -> None:
