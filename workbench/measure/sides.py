@@ -84,19 +84,7 @@ def sides_steps(
             it needs, vocabularies of different sizes.
     """
     first = Side(reference if isinstance(reference, Checkpoint) else (yield from checkpoints.load_steps(reference)))
-    if isinstance(candidate, Checkpoint):
-        second = Side(candidate)
-    elif isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
-        second = Side((yield from checkpoints.load_steps(candidate)))
-    elif isinstance(candidate, str | Format | Plan | Mapping):
-        plan = plan_for(first.checkpoint, candidate)
-        second = Side(first.checkpoint, plan, plan.importance if importance is None else importance)
-    else:
-        raise WorkbenchError(
-            "candidate",
-            f"it is a {type(candidate).__name__}",
-            allowed="a checkpoint or what wb.load takes, a plan, a recipe's or format's name, a format",
-        )
+    second = yield from side_steps(candidate, first.checkpoint, importance)
     sizes = vocabulary(first.checkpoint), vocabulary(second.checkpoint)
     if None not in sizes and sizes[0] != sizes[1]:
         raise WorkbenchError(
@@ -108,6 +96,34 @@ def sides_steps(
     first.check()
     second.check()
     return first, second
+
+
+def side_steps(
+    candidate: Candidate, of: Checkpoint | None, importance: Mapping[str, np.ndarray] | None = None
+) -> Steps[Side]:
+    """Open one side; a recipe, format or plan is applied to the weights `of` a checkpoint.
+
+    Raises:
+        WorkbenchError: it cannot be opened, a plan of another model, a format where there is no checkpoint.
+    """
+    if isinstance(candidate, Checkpoint):
+        return Side(candidate)
+    if isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
+        return Side((yield from checkpoints.load_steps(candidate)))
+    if not isinstance(candidate, str | Format | Plan | Mapping):
+        raise WorkbenchError(
+            "candidate",
+            f"it is a {type(candidate).__name__}",
+            allowed="a checkpoint or what wb.load takes, a plan, a recipe's or format's name, a format",
+        )
+    if of is None:
+        raise WorkbenchError(
+            f"{candidate!s:.60}",
+            "a format is applied to the reference's weights, and the reference is not a checkpoint",
+            do="put a checkpoint first, or what wb.load takes",
+        )
+    plan = plan_for(of, candidate)
+    return Side(of, plan, plan.importance if importance is None else importance)
 
 
 def _is_source(candidate: str) -> bool:
