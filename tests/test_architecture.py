@@ -29,7 +29,6 @@ ROOMS = (  # low to high: a room imports from those before it
     "environment",
     "measure",
     "allocation",
-    "tasks",
     "panels",
 )
 OPTIONAL = {

@@ -50,7 +50,7 @@ def test_it_is_an_engine_that_says_what_it_is(engine):
     assert engine.name == "tiny"
     assert "as llama.cpp computes it, context 512, keys and values in f16, 1 threads" in engine.what
     assert engine.can.seed
-    assert not engine.can.logits
+    assert engine.can.logits
 
 
 def test_it_says_what_transformers_says_of_the_same_weights(engine, tmp_path):

@@ -7,10 +7,12 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
+
+import numpy as np
 
 from workbench.engines.base import Can, Finish, Messages, Reply, Settings, messages_of
 from workbench.exceptions import WorkbenchError
@@ -55,6 +57,13 @@ class Draft:
             note=self.note,
             prompt_per_second=self.prompt_per_second,
         )
+
+
+def check_known(ids: np.ndarray, known: int, name: str) -> None:
+    """Raise WorkbenchError for a token that the model does not know."""
+    strange = ids[(ids < 0) | (ids >= known)]
+    if len(strange):
+        raise WorkbenchError("ids", f"{name} knows no token {strange[0]}", allowed=f"0 to {known - 1:,}")
 
 
 T = TypeVar("T")
@@ -180,6 +189,7 @@ class Answering(ABC):
     """The part of an `engines.base.Engine` that does not depend on what runs the model."""
 
     can = Can()
+    context: Any  # the most tokens of a text, int; None: it has no limit, or does not tell
 
     def __init__(self, name: str, what: str, memory_before: int, memory_after: int) -> None:
         self.name, self.what = name, what
@@ -219,6 +229,30 @@ class Answering(ABC):
             stream = Answer(self._write, messages, chosen)
             self._current = weakref.ref(stream)
         return stream
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The scores of every token of the vocabulary after each of a text's tokens: float32 [tokens, vocabulary].
+
+        Args:
+            ids: the numbers of the tokens, from the text's beginning.
+
+        Raises:
+            WorkbenchError: an engine that gives none (`can.logits`), one that was closed, no tokens, more than
+                the context has room for, one that the model does not know.
+        """
+        if not self.can.logits:
+            raise WorkbenchError(self.name, "it does not give the scores of the whole vocabulary")
+        if self.closed:
+            raise WorkbenchError(self.name, "this engine was closed", do="open it again with workbench.run(...)")
+        found, most = np.asarray(ids), self.context
+        if found.ndim != 1 or found.dtype.kind not in "iu" or not 0 < len(found) <= (most or len(found)):
+            said = f"they are {found.dtype} {list(found.shape)}"
+            raise WorkbenchError("ids", said, allowed=f"whole numbers of 1 to {most or 'any number of'} tokens")
+        return self._scores(found.astype(np.int64))
+
+    def _scores(self, ids: np.ndarray) -> np.ndarray:
+        """`logits` of int64 [tokens], where the engine can."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """End the reply in progress, from any thread, within a second; without one, do nothing."""

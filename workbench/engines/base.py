@@ -168,7 +168,8 @@ class Can:
     """What an engine gives beside text; what it cannot give is asked of another engine, never approximated.
 
     Attributes:
-        logits: the scores of the whole vocabulary, which an exact KL divergence needs.
+        logits: the scores of the whole vocabulary, which an exact KL divergence needs: `logits(ids)` gives
+            them, and `workbench.compare` takes the engine.
         token_ids: replies carry the numbers of their tokens.
         seed: the same seed repeats a reply.
     """

@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from workbench import fit
 from workbench.checkpoint import Checkpoint
 from workbench.checkpoint.gguf import LongArray
 from workbench.engines import trial
-from workbench.engines.answering import Answering, Draft, feed
+from workbench.engines.answering import Answering, Draft, check_known, feed
 from workbench.engines.base import Can, Settings
 from workbench.engines.generate import Until
 from workbench.engines.options import Options, ask, options_of, server_of
+from workbench.engines.scoring import Scorer
 from workbench.engines.template import prompt_of
 from workbench.exceptions import WorkbenchError, need
 from workbench.progress import Progress, Steps, in_thread
@@ -59,13 +62,13 @@ def resident() -> int:
 class LlamaCppEngine(Answering):
     """A GGUF that answers in llama.cpp; see `engines.base.Engine`. Made by `workbench.run`."""
 
-    can = Can(seed=True)
+    can = Can(logits=True, seed=True)
 
     def __init__(self, checkpoint: Checkpoint, server: Any, options: Options, memory_before: int) -> None:
         kept = f"keys and values in {' and '.join(dict.fromkeys(options.kv))}"
         what = f"the file as llama.cpp computes it, context {options.context:,}, {kept}, {options.threads} threads"
         super().__init__(checkpoint.name, what, memory_before, resident())
-        self.options, self.context = options, options.context
+        self.checkpoint, self.options, self.context = checkpoint, options, options.context
         self._server = server
         self._template = checkpoint.chat_template
         self._special = _special_tokens(checkpoint)
@@ -75,6 +78,15 @@ class LlamaCppEngine(Answering):
     @property
     def where(self) -> str:
         return "cpu" if not self.options.gpu_layers else "cpu, beside what the GPU holds"
+
+    def _scores(self, ids: np.ndarray) -> np.ndarray:
+        scorer = Scorer(self.name, self.options, len(ids))  # which opens the file anew
+        try:
+            check_known(ids, scorer.width, self.name)
+            scorer.begin(ids, 0)
+            return scorer.rows(len(ids))
+        finally:
+            scorer.close()
 
     def _free(self) -> None:
         for thread in self._threads:  # llama.cpp ends its batch before it lets go

@@ -14,7 +14,7 @@ import numpy as np
 from workbench import fit, formats
 from workbench.checkpoint import Checkpoint
 from workbench.engines import build, room
-from workbench.engines.answering import Answering, Draft
+from workbench.engines.answering import Answering, Draft, check_known
 from workbench.engines.base import Can, Settings
 from workbench.engines.generate import Decoding, Detokenizer, Until, chooser, stoppable
 from workbench.engines.template import Prompt, prompt_of
@@ -67,11 +67,30 @@ def open_steps(
     else:
         label, what = "", _what_original(checkpoint, kind)
     name = f"{checkpoint.name} {label}".rstrip()
-    return TransformersEngine(checkpoint, model, tokenizer, name, what, before, needs, anyway)
+    return TransformersEngine(
+        checkpoint,
+        model,
+        tokenizer,
+        name,
+        what,
+        before,
+        needs,
+        anyway,
+        dtype=kind,
+        plan=plan,
+        importance=importance,
+        native=native or "",
+    )
 
 
 class TransformersEngine(Answering):
-    """A transformers model that answers; see `engines.base.Engine`. Made by `workbench.run`."""
+    """A transformers model that answers; see `engines.base.Engine`. Made by `workbench.run`.
+
+    Attributes:
+        dtype: what it computes in.
+        plan, importance: what its decoded weights were made by; None: the weights are the checkpoint's.
+        native: the name of bitsandbytes' format where its layers run, else "".
+    """
 
     can = Can(logits=True, token_ids=True, seed=True)
 
@@ -85,9 +104,15 @@ class TransformersEngine(Answering):
         memory_before: int,
         needs: fit.Memory | None = None,
         anyway: bool = False,
+        *,
+        dtype: torch.dtype | None = None,
+        plan: Plan | None = None,
+        importance: Mapping[str, np.ndarray] | None = None,
+        native: str = "",
     ) -> None:
         super().__init__(name, what, memory_before, memory_held(model.device))
-        self.model, self.tokenizer = model, tokenizer
+        self.checkpoint, self.model, self.tokenizer = checkpoint, model, tokenizer
+        self.dtype, self.plan, self.importance, self.native = dtype or model.dtype, plan, importance, native
         self.device = model.device
         self.context = _context(model.config)
         self._template = checkpoint.chat_template
@@ -101,6 +126,12 @@ class TransformersEngine(Answering):
     def _free(self) -> None:
         self.model = self.tokenizer = None
         fit.guard.free()
+
+    def _scores(self, ids: np.ndarray) -> np.ndarray:
+        check_known(ids, self.model.get_input_embeddings().num_embeddings, self.name)
+        torch = need("torch")
+        with torch.inference_mode():
+            return self.model(input_ids=torch.from_numpy(ids)[None].to(self.device)).logits[0].float().cpu().numpy()
 
     def prompt(self, messages: list[dict[str, str]]) -> tuple[Prompt, list[int]]:
         """The conversation as the model reads it, text and token ids.

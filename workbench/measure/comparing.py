@@ -11,18 +11,16 @@ down; with both models at hand nothing has to be skipped, and the sum is over th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.checkpoint import Checkpoint
 from workbench.engines import build
 from workbench.exceptions import WorkbenchError
 from workbench.measure import text as texts
 from workbench.measure.comparison import Comparison
 from workbench.measure.lockstep import Task, measure_steps
-from workbench.measure.sides import Candidate, check_tokens, sides_steps
+from workbench.measure.sides import Candidate, Reference, check_tokens, sides_steps
 from workbench.measure.text import Text
 from workbench.progress import Steps, drain
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    reference: Checkpoint | str | Path,
+    reference: Reference,
     candidate: Candidate,
     text: Text,
     *,
@@ -45,29 +43,33 @@ def compare(
 
         report = wb.compare(model, "Q4_K_M", text)
         report.kl.value, report.same_top.value, report.table(), report.figure()
+        wb.compare(model, wb.run("model.gguf", engine="llama.cpp", kv="q8_0"), text)
 
     Args:
-        reference: a checkpoint, or what `wb.load` takes.
+        reference: a checkpoint or what `wb.load` takes, or an engine.
         candidate: another checkpoint of any encoding or what `wb.load` takes; or a plan, a recipe's or
             format's name, a format, or tensor name -> format: then the reference's weights
-            as they are after that.
+            as they are after that; or an engine of `wb.run` that gives logits: the model as it really
+            computes it, with its kernels, its rounding of activations, and its types of keys and values.
         text: a string, a list of strings, or the Path of a text file.
         context: tokens of a chunk; those in its second half are scored.
         tokens: how many tokens of the text are used at most; None: all.
         importance: tensor name -> mean square of each input channel, float32 [in], for formats that
             use it: `workbench.measure.calibration.calibrate(model, text).importance()`. A plan made from a
             card brings its own.
-        dtype: what both models compute in. Narrower types take less memory, and their rounding is
-            part of the figures, which matters for formats that lose little.
+        dtype: what both models compute in; engines have their own. Narrower types take less memory, and
+            their rounding is part of the figures, which matters for formats that lose little.
         device: "cpu", "cuda", ...; by default the first GPU, else the CPU.
 
     Both models run chunk by chunk in lockstep, and no logits are written. Both are held in
-    memory where they fit; else both are streamed from disk, some chunks at a time. Finished
+    memory where they fit; else both are streamed from disk, some chunks at a time. llama.cpp reads
+    the text in a process of its own, which ends with the comparison. Finished
     chunks are in the cache, so an interrupted call goes on where it stopped.
 
     Raises:
         WorkbenchError: an empty or too short text, a context longer than a model's, vocabularies that
-            differ, an unknown name, a plan of another model, logits that are not finite numbers.
+            differ, an unknown name, a plan of another model, logits that are not finite numbers, an
+            engine that was closed or gives none, a file that llama.cpp does not run.
     """
     steps = compare_steps(
         reference, candidate, text, context=context, tokens=tokens, importance=importance, dtype=dtype, device=device
@@ -76,7 +78,7 @@ def compare(
 
 
 def compare_steps(
-    reference: Checkpoint | str | Path,
+    reference: Reference,
     candidate: Candidate,
     text: Text,
     *,
@@ -94,7 +96,7 @@ def compare_steps(
 
 
 def compare_so_far(
-    reference: Checkpoint,
+    reference: Reference,
     candidate: Candidate,
     text: Text,
     *,
@@ -110,7 +112,7 @@ def compare_so_far(
 
 
 def _task_steps(
-    reference: Checkpoint | str | Path,
+    reference: Reference,
     candidate: Candidate,
     text: Text,
     context: int,
@@ -121,11 +123,10 @@ def _task_steps(
 ) -> Steps[Task]:
     where = build.device_of(device)
     kind = build.dtype_of(dtype, where)
-    sides = yield from sides_steps(reference, candidate, importance)
-    first, second = sides
+    first, second = yield from sides_steps(reference, candidate, importance, kind, where)
     texts.check_context(second.checkpoint, context)
     chunks = texts.chunks_of(first.checkpoint, text, context, tokens=tokens)
     check_tokens(first, second, chunks)
     if context < 3:
         raise WorkbenchError("context", f"{context} tokens leave none to score", allowed="3 or more")
-    return Task(sides, chunks, kind, where)
+    return Task((first, second), chunks)

@@ -39,7 +39,7 @@ class Comparison:
         text: a hash of the text's tokens.
         context: tokens of a chunk.
         by_token: what is known of each scored token, of dtype `TOKEN`, [chunks, tokens].
-        dtype, device: what both models were computed in and on.
+        computed: how each side was computed: by what engine, in what and where.
         versions: of the packages, and of this measure's code.
         notes: what must be known of the reference to read the figures.
     """
@@ -50,8 +50,7 @@ class Comparison:
     text: str
     context: int
     by_token: np.ndarray
-    dtype: str
-    device: str
+    computed: tuple[str, str]
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
@@ -211,14 +210,15 @@ class Comparison:
 
     def _lines(self) -> list[str]:
         kl, top = self.kl_percentiles, self.same_top.percent
+        here, there = self.computed
         by_chunk = f" (± {self.kl.error_by_chunk:.2g} over chunks)" if self.chunks > 1 else ""
         return [
             f"KL divergence {self.kl}{by_chunk} nats per token; median {kl[50]:.3g}, 99 % of tokens under {kl[99]:.3g}",
             f"same top token {top} %, RMS Δp {self.rms_delta_p.percent} %",
             f"perplexity {self.perplexity.value:.5g}, of the reference {self.reference_perplexity.value:.5g}: "
             f"ratio {self.ratio}",
-            f"{self.scored:,} tokens scored: the second half of {self.chunks} chunks of {self.context}; "
-            f"computed in {self.dtype} on {self.device}",
+            f"{self.scored:,} tokens scored: the second half of {self.chunks} chunks of {self.context}; computed by "
+            + (here if here == there else f"{here}; the candidate by {there}"),
         ]
 
 

@@ -9,12 +9,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from workbench.exceptions import need
 
 if TYPE_CHECKING:
     import torch
+
+
+Rows: TypeAlias = "Callable[[slice], torch.Tensor]"
+
+
+class Predictor(Protocol):
+    """What a side of a comparison does, whatever computes it."""
+
+    def read(self, ids: torch.Tensor, scored: slice) -> list[Rows]:
+        """Have texts [sequences, tokens] read, each from its beginning.
+
+        Returns for each of them a function that gives, for a run of its `scored` positions, float32
+        logits [positions, vocabulary]. It is called with one run after the other, text by text.
+        """
+
+    def close(self) -> None:
+        """Leave everything as it was before; called from any thread, and once more does no harm."""
 
 
 class Predictions:
@@ -24,7 +42,7 @@ class Predictions:
     divergence of 0.001 nats; so the head is widened to float32.
 
     Args:
-        model: a causal language model of transformers, as `engines.build` makes it, for this use only.
+        model: a causal language model of transformers; until `close`, for this use only.
         device: where it runs; a model that is streamed does not know.
         tick: called before every module runs; what it raises ends the call.
     """
@@ -32,12 +50,28 @@ class Predictions:
     def __init__(self, model: Any, device: torch.device | str, tick: Callable[[], None] = lambda: None) -> None:
         self.model, self.base, self.device = model, model.base_model, device
         self._output: Any = None
+        self._undo: list[Callable[[], None]] = []
         for module in model.modules():
             if not list(module.children()):
-                module.register_forward_pre_hook(lambda *_: tick())
+                self._undo.append(module.register_forward_pre_hook(lambda *_: tick()).remove)
         head = model.get_output_embeddings()
         if head is not None:
-            head.register_forward_pre_hook(_widen)
+            self._undo.append(head.register_forward_pre_hook(_widen).remove)
+            self._undo += [
+                partial(setattr, head, name, parameter) for name, parameter in head.named_parameters(recurse=False)
+            ]
+
+    def read(self, ids: torch.Tensor, scored: slice) -> list[Rows]:
+        """See `Predictor`."""
+        return [partial(self._rows, states) for states in self.states(ids)[:, scored]]
+
+    def _rows(self, states: torch.Tensor, rows: slice) -> torch.Tensor:
+        return self.logits(states[rows])
+
+    def close(self) -> None:
+        """See `Predictor`."""
+        while self._undo:
+            self._undo.pop()()
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         """What leaves the last layer for `ids` [sequences, tokens]: [sequences, tokens, hidden]."""

@@ -18,7 +18,7 @@ from workbench.exceptions import WorkbenchError, need
 from workbench.fit.guard import free
 from workbench.measure import divergence, forward
 from workbench.measure.comparison import TOKEN, Comparison
-from workbench.measure.forward import Predictions
+from workbench.measure.forward import Predictor, Rows
 from workbench.measure.sides import Side
 from workbench.measure.text import vocabulary
 from workbench.progress import Progress, Steps, in_thread
@@ -41,8 +41,6 @@ class Task:
 
     sides: tuple[Side, Side]
     chunks: np.ndarray
-    dtype: Any
-    device: Any
 
     @property
     def context(self) -> int:
@@ -60,7 +58,7 @@ class Task:
     @cached_property
     def keys(self) -> list[str]:
         """The cache key of each chunk; chunks of the same tokens share one."""
-        basis = [side.fingerprint for side in self.sides], str(self.dtype), self.device.type, self.code
+        basis = [(side.fingerprint, side.how) for side in self.sides], self.code
         return [files.digest(*basis, chunk.tobytes()) for chunk in self.chunks]
 
     def known(self) -> dict[str, np.ndarray]:
@@ -79,7 +77,7 @@ class Task:
     def answer(self) -> Comparison:
         """Of the chunks that are in the cache."""
         known, (first, second) = self.known(), self.sides
-        versions = {name: need(name).__version__ for name in ("torch", "transformers")}
+        versions = {"torch": need("torch").__version__} | first.versions | second.versions
         return Comparison(
             reference=first.name,
             candidate=second.name,
@@ -87,8 +85,7 @@ class Task:
             text=files.digest(self.chunks.tobytes()),
             context=self.context,
             by_token=np.stack([known[key] for key in self.keys if key in known]),
-            dtype=str(self.dtype).removeprefix("torch."),
-            device=str(self.device),
+            computed=(first.computed, second.computed),
             versions={"workbench": __version__, "measure": self.code, **versions},
             notes=first.checkpoint.notes,
         )
@@ -96,45 +93,46 @@ class Task:
     @property
     def nbytes(self) -> int:
         """Bytes that both models take in memory while they are built and run."""
-        infos = [info for side in self.sides for info in side.checkpoint.tensors.values()]
-        largest = max(info.params for info in infos)
-        return (
-            int(MARGIN * (self.dtype.itemsize * sum(info.params for info in infos) + 4 * largest))
-            + 40 * divergence.SLICE
-        )
+        return int(MARGIN * sum(side.nbytes for side in self.sides)) + 40 * divergence.SLICE
+
+    @property
+    def device(self) -> Any:
+        """Where logits are held against each other: a GPU, if one has them."""
+        return max((side.device for side in self.sides), key=lambda device: device.type != "cpu")
 
 
 def measure_steps(task: Task) -> Steps[None]:
     """Measure the missing chunks, yielding those done.
 
-    Both models are held in memory where they fit; else both are streamed, and read several chunks at a time.
+    Both models are held in memory where they fit; else those that can be are streamed, and several
+    chunks are read at a time.
     """
     streamed = task.nbytes > room.here(task.device).usable
     at_once = max(1, STREAMED // task.context) if streamed else 1
     what = "comparing " + " and ".join(side.name for side in task.sides)
-    models: list[Any] = []
+    done, both = _Done(len(task.chunks) - len(task.missing()), len(task.chunks)), list[Predictor]()
     try:
         with fit.guarded(task.nbytes, what, str(task.device), instead="dtype='bfloat16', or a shorter context"):
             for side in task.sides:
-                models.append((yield from side.model_steps(task.dtype, task.device, streamed=streamed)))
-            yield from in_thread(lambda report: _measure(task, models, at_once, report))
+                both.append((yield from side.open_steps(task.context, done.tick, streamed=streamed)))
+            yield from in_thread(lambda report: _measure(task, both, at_once, done.to(report)))
     finally:
-        models.clear()
+        for predictor in both:
+            predictor.close()
+        both.clear()
         free()
 
 
-def _measure(task: Task, models: Sequence[Any], at_once: int, report: Callable[[Progress], None]) -> None:
+def _measure(task: Task, both: Sequence[Predictor], at_once: int, done: _Done) -> None:
     """Both models over the missing chunks, a few at once; each finished chunk is put in the cache."""
     torch = need("torch")
-    missing, total = task.missing(), len(task.chunks)
-    done = _Done(total - len(missing), total, report)
-    both = [Predictions(model, task.device, done.tick) for model in models]
+    missing = task.missing()
     for first in range(0, len(missing), at_once):
         numbers = missing[first : first + at_once]
         ids = torch.from_numpy(task.chunks[numbers])
-        states = [one.states(ids)[:, task.scored] for one in both]
+        read = [one.read(ids, task.scored) for one in both]
         for row, number in enumerate(numbers):
-            by_token = _by_token(task, number, both, [each[row] for each in states])
+            by_token = _by_token(task, number, [each[row] for each in read])
             task.keep(number, by_token)
             done.add(float(by_token["kl"].mean()))
 
@@ -145,9 +143,13 @@ class _Done:
 
     chunks: int
     total: int
-    report: Callable[[Progress], None]
+    report: Callable[[Progress], None] = lambda step: None
     last: float = 0.0
     measured: list[float] = field(default_factory=list)  # mean KL of each chunk, nats per token
+
+    def to(self, report: Callable[[Progress], None]) -> _Done:
+        self.report = report
+        return self
 
     def add(self, kl: float) -> None:
         self.chunks += 1
@@ -161,14 +163,14 @@ class _Done:
             self.report(Progress(self.chunks, self.total, "chunk", so_far))
 
 
-def _by_token(task: Task, number: int, both: Sequence[Predictions], states: Sequence[torch.Tensor]) -> np.ndarray:
-    """One chunk's scored positions, of dtype `TOKEN`, from the states [positions, hidden] of both models."""
+def _by_token(task: Task, number: int, both: Sequence[Rows]) -> np.ndarray:
+    """One chunk's scored positions, of dtype `TOKEN`, from both models' logits of it."""
     torch = need("torch")
     following = torch.from_numpy(task.chunks[number][task.scored.start + 1 :]).to(task.device)
     by_token = np.empty(len(following), TOKEN)
     wide = max(vocabulary(side.checkpoint) or 1 << 18 for side in task.sides)
     for rows in divergence.slices(len(following), wide):
-        logits = [one.logits(state[rows]) for one, state in zip(both, states, strict=True)]
+        logits = [one(rows).to(task.device) for one in both]
         _check_logits(task, number, logits)
         nll = [torch.nn.functional.cross_entropy(each, following[rows], reduction="none") for each in logits]
         same = logits[0].argmax(-1) == logits[1].argmax(-1)
