@@ -29,6 +29,7 @@ ROOMS = (  # low to high: a room imports from those before it
     "environment",
     "measure",
     "allocation",
+    "tasks",
     "panels",
 )
 OPTIONAL = {

@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.planning import RECIPES as RECIPES
     from workbench.planning import Plan as Plan
     from workbench.planning import plan_for as plan_for
+    from workbench.tasks.benchmarking import benchmark as benchmark
+    from workbench.tasks.task import task as task
     from workbench.writing import export as export
 
 __version__ = "0.1.0"
@@ -55,6 +57,8 @@ _WHERE = {
     "plan_for": "workbench.planning",
     "Plan": "workbench.planning",
     "RECIPES": "workbench.planning",
+    "benchmark": "workbench.tasks.benchmarking",
+    "task": "workbench.tasks.task",
     "run": "workbench.engines",
     "side_by_side": "workbench.engines",
     "serve": "workbench.engines",

@@ -70,16 +70,9 @@ class Choices:
         from workbench.allocation.priced import priced
 
         room = budget - self.rest
-        smallest = self._formats(self.knapsack.smallest)
         least = self.rest + int(self.knapsack.nbytes[self.knapsack.smallest].sum())
         if least > budget:
-            bits = 8 * least / self.model.params
-            raise WorkbenchError(
-                "budget",
-                f"{budget:,} bytes is less than the smallest mix of these formats takes",
-                allowed=f"from {least:,} bytes ({figures.size(least)}, {bits:.3f} bits per weight) on",
-                do=f"add a format with fewer bits than {', '.join(sorted({str(each) for each in smallest.values()}))}",
-            )
+            raise too_small(budget, least, self.model.params, self._formats(self.knapsack.smallest).values())
         mix = self._formats(self.knapsack.best(room))
         made = planned(self.model, "", mix)
         return priced(planned(self.model, f"mix of {made.bits:.2f} bits", mix), self)
@@ -168,6 +161,17 @@ def _quotes(prices: Prices) -> dict[str, dict[str, Quote]]:
     for tensor, asked, used, nbytes, cost in zip(*columns, strict=True):
         found[tensor][asked] = found[tensor][used] = Quote(used, int(nbytes), float(cost))
     return {info.name: found.get(info.name, {}) for info in prices.card.checkpoint.matrices if info.name in there}
+
+
+def too_small(budget: int, least: int, params: int, smallest: Iterable[Format]) -> WorkbenchError:
+    """What to say of a budget below the `least` bytes, which a mix of the formats `smallest` takes."""
+    names = ", ".join(sorted({str(each) for each in smallest}))
+    return WorkbenchError(
+        "budget",
+        f"{budget:,} bytes is less than the smallest mix of these formats takes",
+        allowed=f"from {least:,} bytes ({figures.size(least)}, {8 * least / max(params, 1):.3f} bits per weight) on",
+        do=f"add a format with fewer bits than {names}",
+    )
 
 
 def check_runnable(asked: Sequence[Format]) -> None:

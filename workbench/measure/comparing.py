@@ -20,7 +20,7 @@ from workbench.exceptions import WorkbenchError
 from workbench.measure import text as texts
 from workbench.measure.comparison import Comparison
 from workbench.measure.lockstep import Task, measure_steps
-from workbench.measure.sides import Candidate, Reference, check_tokens, sides_steps
+from workbench.measure.pair import Candidate, Reference, check_tokens, pair_steps
 from workbench.measure.text import Text
 from workbench.progress import Steps, drain
 
@@ -123,7 +123,7 @@ def _task_steps(
 ) -> Steps[Task]:
     where = build.device_of(device)
     kind = build.dtype_of(dtype, where)
-    first, second = yield from sides_steps(reference, candidate, importance, kind, where)
+    first, second = yield from pair_steps(reference, candidate, importance, kind, where)
     texts.check_context(second.checkpoint, context)
     chunks = texts.chunks_of(first.checkpoint, text, context, tokens=tokens)
     check_tokens(first, second, chunks)

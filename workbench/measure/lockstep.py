@@ -19,7 +19,7 @@ from workbench.fit.guard import free
 from workbench.measure import divergence, forward
 from workbench.measure.comparison import TOKEN, Comparison
 from workbench.measure.forward import Predictor, Rows
-from workbench.measure.sides import Side
+from workbench.measure.pair import Computed
 from workbench.measure.text import vocabulary
 from workbench.progress import Progress, Steps, in_thread
 
@@ -39,7 +39,7 @@ class Task:
         chunks: token ids, int64 [chunks, context].
     """
 
-    sides: tuple[Side, Side]
+    sides: tuple[Computed, Computed]
     chunks: np.ndarray
 
     @property

@@ -1,121 +1,97 @@
-"""The two sides of a comparison: models to be built, plans of them, and engines that run."""
+"""What can be compared by its weights: a model, and a model with its weights in other formats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from workbench import checkpoint as checkpoints
-from workbench import formats
+from workbench import files, formats
 from workbench.checkpoint import Checkpoint
-from workbench.checkpoint.gguf import LongArray
-from workbench.engines.base import Engine
+from workbench.engines.weights import Weights
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
-from workbench.measure.built import Built
-from workbench.measure.forward import Predictor
-from workbench.measure.running import running
-from workbench.measure.text import vocabulary
 from workbench.planning import RECIPES, Plan, Spec, plan_for
 from workbench.progress import Steps
 
-Reference: TypeAlias = "Checkpoint | Engine | str | Path"
-Candidate: TypeAlias = "Checkpoint | Engine | Spec | Path"
+Candidate: TypeAlias = "Checkpoint | Spec | Path"
 
 
-class Side(Protocol):
-    """What predicts.
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Weights: those of a checkpoint as they are, or with a plan's loss.
 
     Attributes:
-        checkpoint: the model, whose tokenizer reads the text.
-        fingerprint: a name for its weights.
-        how: whatever else decides its predictions.
-        computed: by what, in what and where, for readers.
-        versions: of the packages that compute.
-        device: where its logits lie.
-        nbytes: bytes of main memory, or of its device's, that it takes beside what it holds already.
+        importance: tensor name -> mean square of each input channel, for formats that use it.
     """
 
+    checkpoint: Checkpoint
+    plan: Plan | None = None
+    importance: Mapping[str, np.ndarray] | None = None
+
     @property
-    def checkpoint(self) -> Checkpoint: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def how(self) -> tuple[object, ...]: ...
-    @property
-    def computed(self) -> str: ...
-    @property
-    def versions(self) -> dict[str, str]: ...
-    @property
-    def device(self) -> Any: ...
-    @property
-    def nbytes(self) -> int: ...
+    def name(self) -> str:
+        return self.plan.name if self.plan else self.checkpoint.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for the values of all weights: of the file's, and of what each format makes of them."""
+        if self.plan is None:
+            return self.checkpoint.fingerprint
+        used = self.plan.formats
+        code = sorted({files.code_version(sys.modules[type(format).__module__]) for format in used.values()})
+        given = {
+            name: files.digest(np.asarray(self._given(name)).tobytes())
+            for name in used
+            if self._given(name) is not None
+        }
+        return files.digest(self.checkpoint.fingerprint, {name: used[name].name for name in used}, given, code)
+
+    def _given(self, name: str) -> np.ndarray | None:
+        assert self.plan
+        return (self.importance or {}).get(name) if self.plan.formats[name].importance != "unused" else None
 
     def check(self) -> None:
         """Raise WorkbenchError for what would fail once the model is built."""
-
-    def open_steps(self, context: int, tick: Callable[[], None], *, streamed: bool) -> Steps[Predictor]:
-        """Make it ready for texts of `context` tokens, yielding how far that is.
-
-        Args:
-            tick: called a few times a second while it computes, where it can be; what it raises ends the call.
-            streamed: read weights as they are needed rather than hold them, where it can.
-        """
+        made = self.plan.formats.values() if self.plan else ()
+        unmade = sorted({format.name for format in made if not format.encodable})
+        if unmade:
+            raise WorkbenchError(", ".join(unmade), "it can be read but not made here", do="choose another format")
+        Weights(self.checkpoint, self.plan, self.importance)
 
 
-def sides_steps(
-    reference: Reference,
-    candidate: Candidate,
-    importance: Mapping[str, np.ndarray] | None,
-    dtype: Any,
-    device: Any,
-) -> Steps[tuple[Side, Side]]:
-    """Open both sides; a recipe, format or plan is applied to the reference's weights.
-
-    Args:
-        dtype, device: what models that are built here compute in and on; engines have their own.
+def side_steps(
+    candidate: Candidate, of: Checkpoint | None, importance: Mapping[str, np.ndarray] | None = None
+) -> Steps[Side]:
+    """Open one side; a recipe, format or plan is applied to the weights `of` a checkpoint.
 
     Raises:
-        WorkbenchError: one that cannot be opened, an engine that gives no logits, a plan of another model, a
-            format without the importance it needs, vocabularies of different sizes.
+        WorkbenchError: it cannot be opened, a plan of another model, a format where there is no checkpoint.
     """
-    first: Side
-    second: Side
-    if isinstance(reference, Engine):
-        first = running(reference)
-    else:
-        opened = reference if isinstance(reference, Checkpoint) else (yield from checkpoints.load_steps(reference))
-        first = Built(opened, dtype, device)
-    if isinstance(candidate, Engine):
-        second = running(candidate)
-    elif isinstance(candidate, Checkpoint):
-        second = Built(candidate, dtype, device)
-    elif isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
-        second = Built((yield from checkpoints.load_steps(candidate)), dtype, device)
-    elif isinstance(candidate, str | Format | Plan | Mapping):
-        second = Built(first.checkpoint, dtype, device, plan_for(first.checkpoint, candidate), importance)
-    else:
+    if isinstance(candidate, Checkpoint):
+        return Side(candidate)
+    if isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
+        return Side((yield from checkpoints.load_steps(candidate)))
+    if not isinstance(candidate, str | Format | Plan | Mapping):
         raise WorkbenchError(
             "candidate",
             f"it is a {type(candidate).__name__}",
             allowed="a checkpoint or what wb.load takes, a plan, a recipe's or format's name, a format, an engine",
         )
-    sizes = vocabulary(first.checkpoint), vocabulary(second.checkpoint)
-    if None not in sizes and sizes[0] != sizes[1]:
+    if of is None:
         raise WorkbenchError(
-            second.name,
-            f"it knows {sizes[1]} tokens, and {first.name} knows {sizes[0]}: their predictions cannot be held "
-            "against each other",
-            do="compare models with the same tokenizer",
+            f"{candidate!s:.60}",
+            "a format is applied to the reference's weights, and the reference is not a checkpoint",
+            do="put a checkpoint first, or what wb.load takes",
         )
-    first.check()
-    second.check()
-    return first, second
+    plan = plan_for(of, candidate)
+    return Side(of, plan, plan.importance if importance is None else importance)
 
 
 def _is_source(candidate: str) -> bool:
@@ -128,41 +104,3 @@ def _is_source(candidate: str) -> bool:
         return Path(candidate).expanduser().exists()
     except OSError:  # a name too long for the system, say
         return False
-
-
-def check_tokens(first: Side, second: Side, chunks: np.ndarray) -> None:
-    """Raise WorkbenchError if a token of the text means something else to the second model.
-
-    Only the tokens in `chunks` are looked at: files of one model may differ in those that fill up the vocabulary.
-    """
-    if second.checkpoint is first.checkpoint:
-        return
-    used = np.unique(chunks).tolist()
-    listed = _listed(second.checkpoint, used)
-    if listed is not None and listed in (_listed(first.checkpoint, used), _spelled(first.checkpoint, used)):
-        return
-    try:
-        theirs = _spelled(second.checkpoint, used)
-    except WorkbenchError:  # it has none of its own, so nothing speaks against the reference's
-        return
-    pairs = zip(used, _spelled(first.checkpoint, used), theirs, strict=True)
-    other = [(number, here, there) for number, here, there in pairs if here != there]
-    if other:
-        number, here, there = other[0]
-        raise WorkbenchError(
-            second.name,
-            f"{len(other)} of the text's {len(used)} tokens are others in its vocabulary: {number} is {there!r:.40}, "
-            f"and {here!r:.40} for {first.name}",
-            do="compare models with the same tokenizer",
-        )
-
-
-def _spelled(checkpoint: Checkpoint, used: list[int]) -> list[str]:
-    return list(checkpoint.tokenizer.convert_ids_to_tokens(used))
-
-
-def _listed(checkpoint: Checkpoint, used: list[int]) -> list[str] | None:
-    """Tokens as a GGUF lists them, which is there at once; its tokenizer takes many seconds to open."""
-    listed = checkpoint.metadata.get("tokenizer.ggml.tokens") if checkpoint.kind == "gguf" else None
-    texts = listed.read() if isinstance(listed, LongArray) else listed
-    return [str(texts[number]) for number in used] if texts and used[-1] < len(texts) else None

@@ -8,8 +8,19 @@ Three names, Q8_0, Q6_K and Q2_K, are both a format and one of llama.cpp's recip
 name means the recipe, as it does in file names; the format itself, from `formats.get`, means just that format.
 """
 
-from workbench.planning.mix import Plan, of_plan, planned, touched
+from workbench.planning.mix import Plan, left_as_is, of_plan, planned, touched
 from workbench.planning.recipes import ATTENTION_AT_Q8, RECIPES, Recipe
 from workbench.planning.spec import Spec, plan_for
 
-__all__ = ["ATTENTION_AT_Q8", "RECIPES", "Plan", "Recipe", "Spec", "of_plan", "plan_for", "planned", "touched"]
+__all__ = [
+    "ATTENTION_AT_Q8",
+    "RECIPES",
+    "Plan",
+    "Recipe",
+    "Spec",
+    "left_as_is",
+    "of_plan",
+    "plan_for",
+    "planned",
+    "touched",
+]

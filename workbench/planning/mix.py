@@ -127,10 +127,10 @@ def planned(checkpoint: Checkpoint, name: str, asked: Mapping[str, Format]) -> P
         *experts, rows, cols = matrices[tensor].shape  # each expert of a stack is a matrix of its own
         used[tensor] = format.used_for((rows, cols))
         nbytes += prod(experts) * used[tensor].nbytes((rows, cols))
-    return Plan(name, checkpoint, used, nbytes + _bytes_left(checkpoint, used))
+    return Plan(name, checkpoint, used, nbytes + left_as_is(checkpoint, used))
 
 
-def _bytes_left(checkpoint: Checkpoint, used: dict[str, Format]) -> int:
+def left_as_is(checkpoint: Checkpoint, used: dict[str, Format]) -> int:
     """Bytes of the tensors that the plan does not name.
 
     They stay as they are; but from other files to GGUF, vectors become F32, and what only served to read
