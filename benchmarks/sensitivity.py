@@ -188,9 +188,8 @@ def report(chosen, card, prices, exact: dict, points: list, tokens: int) -> None
         print(f"| Spearman, {len(points)} random plans | {spearman(cost, true):.3f} | 0.93 | 0.98 |")
         median, worst = np.median(error), np.percentile(error, 90)
         print(f"| plan KL error, median / 90th percentile | {median:.1%} / {worst:.1%} | 20 % / 40 % | 8 % / 20 % |")
-        print(
-            f"plans: sum of costs {cost.min():.3f} to {cost.max():.3f}, exact KL {true.min():.3f} to {true.max():.3f}"
-        )
+        print("plans, sum of costs and exact KL: " + ", ".join(f"{s:.3f} {kl:.3f}" for s, kl in sorted(points)))
+        print("anchors: " + ", ".join(f"{s:.3f} {kl:.3f}" for name, s, kl in card.measured if not name))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -20,13 +20,13 @@ from workbench.measure.probe import Probe
 if TYPE_CHECKING:
     import torch
 
-GROUP = 32  # inputs that share a scale
+GROUP = 48  # inputs that share a scale: no format's block, so that no model lies on its grid
 LEVELS = 16  # of the error that ratios are measured at: 4 bits
 SHARE = 0.05  # of the matrices whose ratio is measured: those with the largest cost, where a miss costs most
 MOST = 32  # such matrices: a model of many experts has thousands
-TARGETS = (0.06, 0.9)  # sums of costs, in nats, at which plans are measured
-MIXES = (0.2, 0.5)  # the same for plans that mix levels at random
-SPREAD = (0.5, 0.7, 1.0, 1.4, 2.0)  # by which mixes vary the step
+TARGETS = (0.06, 1.2)  # sums of costs, in nats, at which plans are measured
+MIXES = (0.25, 0.7)  # the same for plans that mix levels at random
+SPREAD = (0.1, 0.25, 0.5, 1.0, 2.0)  # by which mixes vary the step, as formats of 3 to 7 bits do
 APART = math.log(2)  # between the least and the greatest sum of costs, for an exponent to be fitted
 FINE = 256  # levels of the embedding and the head in plans, which are rarely stored in few bits
 

@@ -114,7 +114,7 @@ def calibrate_steps(
         instead = f"fewer tokens than {ids.numel():,}"
         fit.ask(needs, what, room.here(where), instead=instead, anyway=anyway)
         with fit.guarded(needs, what, str(where), instead=instead):
-            yield from in_thread(lambda report: _collect(checkpoint, ids, sampled, folder, report))
+            yield from in_thread(lambda report: _collect(checkpoint, ids, sampled, folder, where, report))
     return _opened(folder)
 
 
@@ -154,11 +154,16 @@ def _opened(folder: Path) -> Calibration:
 
 
 def _collect(
-    checkpoint: Checkpoint, ids: torch.Tensor, sampled: int, folder: Path, report: Callable[[Progress], None]
+    checkpoint: Checkpoint,
+    ids: torch.Tensor,
+    sampled: int,
+    folder: Path,
+    device: torch.device,
+    report: Callable[[Progress], None],
 ) -> None:
     torch = need("torch")
     report(Progress(0, 0, "matrix", "building the model"))
-    model = build.streaming_model_of(checkpoint, dtype="float32")  # the same figures on every machine
+    model = build.streaming_model_of(checkpoint, dtype="float32", device=device)
     tensors = {checkpoint.hf_name(info.name): info.name for info in checkpoint.matrices}
     chosen = torch.linspace(0, ids.numel() - 1, min(sampled, ids.numel())).round().long()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,7 @@ def _collect(
             if f"{name}.weight" in tensors
         ]
         with torch.inference_mode():
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
             if head := tensors.get(_head_name(model)):
                 inputs.take(head, hidden)  # the logits themselves, vocabulary wide, are never needed
         for hook in hooks:

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 LEAST = 64  # tokens; fewer say nothing
 LONGEST = 4_000_000  # characters of a text that are cut into tokens: a second's work, and more than anybody measures on
-SHARE = 20  # a single matrix is measured on one sequence of so many, a whole plan on twice as many
+SHARE = 20  # a single matrix is measured on one sequence of so many
 PROBED = 256  # tokens, at least, that a single matrix is measured on
+ON_PLANS = 4  # a whole plan is measured on so many times as many
 
 Report = Callable[[Progress], None]
 
@@ -197,8 +198,10 @@ class _Exact:
         torch = need("torch")
         self.run, self.model, self.where, self.cards, self.report = run, model, where, cards, report
         self.few = min(len(run.ids), max(math.ceil(PROBED / run.ids.shape[1]), len(run.ids) // SHARE))
-        chosen = np.linspace(0, len(run.ids) - 1, min(len(run.ids), 2 * self.few)).round().astype(int)
-        self.ids = torch.from_numpy(run.ids[np.concatenate([chosen[1::2], chosen[::2]])])
+        chosen = np.linspace(0, len(run.ids) - 1, min(len(run.ids), ON_PLANS * self.few)).round().astype(int)
+        few = chosen[ON_PLANS // 2 :: ON_PLANS]  # spread over the text themselves
+        self.few = len(few)
+        self.ids = torch.from_numpy(run.ids[[*few, *np.setdiff1d(chosen, few)]])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
         self.found: list[Measured] = []
         self.costs = dict(anchors.costs(cards, where))
