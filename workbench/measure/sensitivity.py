@@ -199,7 +199,7 @@ class _Exact:
         self.run, self.model, self.where, self.cards, self.report = run, model, where, cards, report
         self.few = min(len(run.ids), max(math.ceil(PROBED / run.ids.shape[1]), len(run.ids) // SHARE))
         chosen = np.linspace(0, len(run.ids) - 1, min(len(run.ids), ON_PLANS * self.few)).round().astype(int)
-        few = chosen[ON_PLANS // 2 :: ON_PLANS]  # spread over the text themselves
+        few = chosen[::-ON_PLANS]  # spread over the text too
         self.few = len(few)
         self.ids = torch.from_numpy(run.ids[[*few, *np.setdiff1d(chosen, few)]])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
