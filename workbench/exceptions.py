@@ -61,10 +61,14 @@ def need(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as reason:
-        package = module.partition(".")[0]
-        extra = EXTRAS.get(package, package)
-        raise MissingExtra(
-            package,
-            f"this call needs the package {package!r}, which could not be imported ({reason})",
-            do=f'pip install "quantization-workbench[{extra}]"',
-        ) from reason
+        raise absent(module, f"it could not be imported ({reason})") from reason
+
+
+def absent(module: str, why: str) -> MissingExtra:
+    """The error for an optional module that is not there."""
+    package = module.partition(".")[0]
+    return MissingExtra(
+        package,
+        f"this call needs the package {package!r}: {why}",
+        do=f'pip install "quantization-workbench[{EXTRAS.get(package, package)}]"',
+    )

@@ -29,11 +29,11 @@ def plan(session: panels.Session) -> wb.Plan:
 
 def test_a_plan_is_chosen_in_every_panel_and_gone_with_its_model(session, plan, tmp_path):
     app = wb.app(session=session)
-    assert "plan" not in dict(app.chat.first.options).values()
+    assert "plan" not in dict(app.chat.first.what.options).values()
     session.use(plan)
     assert session.format == "plan"
-    assert ("plan: my mix", "plan") in app.chat.first.options
-    assert app.chat.first.value == app.fit.format.value == "plan"
+    assert ("plan: my mix", "plan") in app.chat.first.what.options
+    assert app.chat.first.what.value == app.fit.format.value == "plan"
     assert app.fit.answer().weights == pytest.approx(plan.nbytes, rel=0.02)
     session.open(wb.load(tiny.folder(tmp_path / "another", tiny.weights(seed=1))))
     assert session.plan is None
@@ -50,7 +50,8 @@ def test_the_code_of_a_plan_makes_that_plan(session, code):
         assert "plan" in panel.code.removeprefix(before)
         namespace: dict = {}
         exec(before, namespace)
-        assert namespace["plan"] == session.plan
+        assert namespace["plan"].formats == session.plan.formats
+        assert namespace["plan"].model == session.plan.model
 
 
 def test_a_card_gives_its_importance_to_what_makes_use_of_it(session, plan):
@@ -74,4 +75,4 @@ def test_a_plan_that_is_let_go_leaves_a_choice_behind(session, plan):
     app = wb.app(session=session)
     session.use(plan)
     session.use(None)
-    assert session.format == app.chat.first.value == "Q4_K_M"
+    assert session.format == app.chat.first.what.value == "Q4_K_M"

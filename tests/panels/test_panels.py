@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import itertools
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +13,13 @@ import pytest
 
 import workbench as wb
 from tests import tiny
+from tests.panels.driving import asked, finished, html_of, result_of, until
 from workbench import panels
 from workbench.measure import losses as measuring
-from workbench.panels.chat import Turn
+from workbench.panels.conversation import Turn
 from workbench.panels.jobs import Jobs
 from workbench.panels.panel import WIDGET_VIEW
+from workbench.panels.side import Side
 from workbench.progress import Progress
 
 FORMATS = ("Q8_0", "Q4_K", "INT4")
@@ -37,31 +37,6 @@ def session(folder: Path) -> panels.Session:
     made = panels.Session(wb.load(folder), source=str(folder), threaded=True)
     made.formats = FORMATS
     return made
-
-
-def html_of(panel) -> str:
-    """Everything the panel puts on the page as markup, live and still."""
-    import ipywidgets as widgets
-
-    found, queue = [str(panel.snapshot())], [panel.widget]
-    while queue:
-        widget = queue.pop()
-        queue.extend(getattr(widget, "children", ()))
-        if isinstance(widget, widgets.HTML):
-            found.append(widget.value)
-    return "".join(found)
-
-
-def finished(session: panels.Session) -> None:
-    assert session.jobs.wait(60)
-    assert session.jobs.status.error is None, session.jobs.status.error
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # --- what a panel shows ---------------------------------------------------------------------
@@ -289,25 +264,10 @@ def test_a_source_with_quotes_is_quoted_in_the_code(tmp_path):
 # --- chat ------------------------------------------------------------------------------------
 
 
-def result_of(code: str):
-    """What a notebook shows for this code: the value of its last line."""
-    *before, last = code.splitlines()
-    namespace: dict = {}
-    exec("\n".join(before), namespace)
-    return eval(last, namespace)
-
-
-def asked(panel: panels.Chat, prompt: str) -> Turn:
-    panel.prompt.value = prompt
-    panel.run()
-    finished(panel.session)
-    return panel.turns[-1]
-
-
 def test_chat_answers_and_its_code_gives_the_same_reply(session):
     session.format = "Q8_0"
     panel = panels.Chat(session)
-    panel.max_tokens.value = 5
+    panel.sampling.max_tokens.value = 5
     (reply,) = asked(panel, "hi there").replies
     assert 0 < len(reply.token_ids) <= 5
     assert "tokens/s" in panel.said.value
@@ -319,7 +279,7 @@ def test_chat_answers_and_its_code_gives_the_same_reply(session):
 def test_a_second_question_follows_from_the_first_answer(session):
     session.format = "Q8_0"
     panel = panels.Chat(session)
-    panel.max_tokens.value = 5
+    panel.sampling.max_tokens.value = 5
     first = asked(panel, "hi there").replies[0]
     second = asked(panel, "and then").replies[0]
     assert second.prompt_tokens > first.prompt_tokens
@@ -329,13 +289,14 @@ def test_a_second_question_follows_from_the_first_answer(session):
 
 
 def test_two_formats_side_by_side_are_asked_the_same_and_the_first_difference_is_marked(session):
-    session.format, session.rival = "original", "Q2_K"
+    session.format, session.second = "original", Side("Q2_K")
     panel = panels.Chat(session)
-    panel.max_tokens.value = 20
+    panel.sampling.max_tokens.value = 20
     turn = asked(panel, "hi there")
     assert turn.compared.first_difference is not None
     assert panel.said.value.count("<mark>") == 2
-    assert set(session.engines) == {"original", "Q2_K"}
+    assert turn.names == ("original in transformers", "Q2_K in transformers")
+    assert len(session.engines) == 2
     assert result_of(panel.code).verdict == turn.compared.verdict
     session.close_engines()
 
@@ -343,7 +304,7 @@ def test_two_formats_side_by_side_are_asked_the_same_and_the_first_difference_is
 def test_stop_keeps_what_was_said_and_the_next_question_can_be_asked(session):
     session.format = "original"
     panel = panels.Chat(session)
-    panel.max_tokens.value = 400
+    panel.sampling.max_tokens.value = 400
     panel.prompt.value = "hi there"
     panel.run()
     until(lambda: any(panel.turns[0].texts))
@@ -353,7 +314,7 @@ def test_stop_keeps_what_was_said_and_the_next_question_can_be_asked(session):
     assert session.jobs.status.state == "cancelled"
     assert panel.turns[0].replies[0].finish == "stopped"
     assert html.escape(panel.turns[0].texts[0]) in panel.said.value
-    panel.max_tokens.value = 3
+    panel.sampling.max_tokens.value = 3
     assert asked(panel, "again").replies
 
 

@@ -30,13 +30,29 @@ def open_steps(
     silence: float | None = None,
 ) -> Steps[ServerEngine]:
     """An engine for the server `source`; the arguments are those of `workbench.run`."""
+    connection, names = yield from _asked_steps(source, preset, key, silence)
+    kind = PRESETS[_kind(source, preset)]
+    return ServerEngine(connection, kind, _chosen(connection, names, model))
+
+
+def models_steps(source: str, preset: str | None = None, *, key: str | None = None) -> Steps[list[str]]:
+    """The names of the models that the server `source` offers; the arguments are those of `workbench.run`."""
+    return (yield from _asked_steps(source, preset, key, None))[1]
+
+
+def _asked_steps(
+    source: str, preset: str | None, key: str | None, silence: float | None
+) -> Steps[tuple[Connection, list[str]]]:
     need("openai")
-    kind = PRESETS[preset or (source if source in PRESETS else "openai")]
+    kind = PRESETS[_kind(source, preset)]
     url = PRESETS[source].url if source in PRESETS else source
     connection = connect(url, kind.title, key=key, silence=silence, start=kind.start)
     yield Progress(0, 0, "", f"asking {connection.url} for its models")
-    names = yield from in_thread(lambda _: connection.models())
-    return ServerEngine(connection, kind, _chosen(connection, names, model))
+    return connection, (yield from in_thread(lambda _: connection.models()))
+
+
+def _kind(source: str, preset: str | None) -> str:
+    return preset or (source if source in PRESETS else "openai")
 
 
 def _chosen(connection: Connection, names: list[str], model: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from workbench.panels.app import App, app
 from workbench.panels.chat import Chat
+from workbench.panels.export import Export
 from workbench.panels.fit import Fit
 from workbench.panels.grid import Grid
 from workbench.panels.inspect import Inspect
@@ -9,5 +10,6 @@ from workbench.panels.jobs import Jobs
 from workbench.panels.load import Load
 from workbench.panels.quantize import Quantize
 from workbench.panels.session import Session
+from workbench.panels.side import Side
 
-__all__ = ["App", "Chat", "Fit", "Grid", "Inspect", "Jobs", "Load", "Quantize", "Session", "app"]
+__all__ = ["App", "Chat", "Export", "Fit", "Grid", "Inspect", "Jobs", "Load", "Quantize", "Session", "Side", "app"]

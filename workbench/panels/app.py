@@ -10,6 +10,7 @@ from workbench.checkpoint import Checkpoint, load
 from workbench.checkpoint.tree import shown
 from workbench.panels import parts
 from workbench.panels.chat import Chat
+from workbench.panels.export import Export
 from workbench.panels.fit import Fit
 from workbench.panels.inspect import Inspect
 from workbench.panels.load import Load
@@ -21,13 +22,13 @@ from workbench.panels.session import Session
 if TYPE_CHECKING:
     from workbench.measure.errors import ErrorTable
 
-PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Chat)
+PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Export, Chat)
 
 
 def app(
     model: Checkpoint | str | None = None, errors: ErrorTable | None = None, *, session: Session | None = None
 ) -> App:
-    """The panels as one app: load a model, see whether it fits and what formats do to it, choose one, talk to it.
+    """The panels as one app: load a model, see whether it fits and what formats do to it, choose one, write it, talk.
 
         wb.app()                 # choose a model in the app
         wb.app(model)            # one that is open
@@ -56,13 +57,13 @@ class App(Shown):
 
     Attributes:
         session: what the panels share; observe it, or set it from code.
-        load, fit, quantize, inspect, chat: the panels.
+        load, fit, quantize, inspect, export, chat: the panels.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.load, self.fit, self.quantize, self.inspect, self.chat = (panel(session) for panel in PANELS)
-        self.panels: list[Panel] = [self.load, self.fit, self.quantize, self.inspect, self.chat]
+        self.load, self.fit, self.quantize, self.inspect, self.export, self.chat = (panel(session) for panel in PANELS)
+        self.panels: list[Panel] = [self.load, self.fit, self.quantize, self.inspect, self.export, self.chat]
         self._code = self.load._code
         self._head = parts.html_box("wb-grow")
         self._steps = [
@@ -71,7 +72,7 @@ class App(Shown):
         ]
         top = parts.box(*self._steps, self._head, cls="wb-top")
         self.widget = parts.box(top, *(panel.widget for panel in self.panels), cls="wb wb-app")
-        session.observe(self._changed, ["checkpoint", "errors"])
+        session.observe(self._changed, ["checkpoint", "errors", "page"])
         self._tell()
         self.turn_to(self.load if session.checkpoint is None else self.inspect if session.errors else self.quantize)
 
@@ -83,6 +84,12 @@ class App(Shown):
         self.shown = panel
 
     def _changed(self, change: Any) -> None:
+        if change.name == "page":
+            for panel in self.panels:
+                if panel.title == change.new:
+                    self.turn_to(panel)
+            self.session.page = ""  # so that the same page can be asked for again
+            return
         self._tell()
         if change.name == "errors" and change.new is not None and self.shown is self.quantize:
             self.turn_to(self.inspect)  # whoever has gone elsewhere meanwhile is left there

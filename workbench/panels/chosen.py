@@ -5,7 +5,7 @@ A name is "original", "plan" (the session's plan), or that of a recipe or format
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from workbench.planning import RECIPES, Plan, Spec, plan_for
 if TYPE_CHECKING:
     import numpy as np
 
+    from workbench.measure.calibration import Calibration
+
 NAMES = (*RECIPES, *(name for name in formats.FORMATS if name not in RECIPES))
 
 
@@ -23,6 +25,22 @@ def offered(session: Session) -> list[tuple[str, str]]:
     """(words, name) of everything that may be chosen, for a menu."""
     plan = [(Chosen(session, PLAN).label, PLAN)] if session.plan is not None else []
     return [(ORIGINAL, ORIGINAL), *plan, *((name, name) for name in NAMES)]
+
+
+class Means(Mapping[str, "np.ndarray"]):
+    """The importance matrices of a calibration, each read when it is asked for."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+
+    def __getitem__(self, tensor: str) -> np.ndarray:
+        return self._calibration.mean_square(tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._calibration.inputs)
+
+    def __len__(self) -> int:
+        return len(self._calibration.inputs)
 
 
 @dataclass(frozen=True)
@@ -56,39 +74,80 @@ class Chosen:
         return f"plan: {self.session.plan.name}" if self.name == PLAN and self.session.plan is not None else self.name
 
     @property
-    def importance(self) -> Mapping[str, np.ndarray] | None:
-        """The importance of each input channel that it is made with: the card's, else that of the measured text."""
-        session = self.session
-        if not self.weighed:
-            return None
-        return session.card.importance if session.card is not None else session.errors.calibration.importance()
+    def weighed(self) -> bool:
+        """Whether it is made with an importance of the input channels: one is known, and a format of its takes one."""
+        plan = self.plan if self._known else None
+        return plan is not None and any(format.importance != "unused" for format in plan.formats.values())
 
     @property
-    def weighed(self) -> bool:
-        """Whether it is made with an importance: one is known, and a format of its takes one."""
+    def importance(self) -> Mapping[str, np.ndarray] | None:
+        """The importance of each input channel to be passed on; None for none, and for a plan that has its own."""
+        if not self.weighed or self._own:
+            return None
         session = self.session
-        known = session.card is not None or (session.errors is not None and session.errors.calibration is not None)
-        plan = self.plan if known else None
-        return plan is not None and any(format.importance != "unused" for format in plan.formats.values())
+        return Means(session.errors.calibration) if self._calibrated else session.card.importance
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the importance was measured on; 0 if that is not known."""
+        if self._own:
+            card = self.session.plan.choices.prices.card
+        elif self._calibrated:
+            return int(self.session.errors.calibration.tokens)
+        else:
+            card = self.session.card
+        return int(card.provenance.get("tokens", 0)) if self.weighed else 0
+
+    @property
+    def importance_of(self) -> str:
+        """What the importance was measured on; empty if it is made without one."""
+        session = self.session
+        if not self.weighed:
+            return ""
+        if self._own:
+            return str(session.plan.importance_of)
+        return (
+            f"{session.errors.calibration.tokens:,} tokens of a text"
+            if self._calibrated
+            else "a sensitivity card's text"
+        )
+
+    @property
+    def _own(self) -> bool:
+        return self.name == PLAN and bool(self.session.plan.importance)
+
+    @property
+    def _calibrated(self) -> bool:
+        return self.session.errors is not None and self.session.errors.calibration is not None
+
+    @property
+    def _known(self) -> bool:
+        return self._own or self._calibrated or self.session.card is not None
 
     # --- as code -------------------------------------------------------------------------------
 
     @property
-    def argument(self) -> str:
-        """What stands for it in a call; empty for the original."""
-        return {ORIGINAL: "", PLAN: "plan"}.get(self.name, repr(self.name))
+    def arguments(self) -> list[str]:
+        """What stands for the model in this format in a call; `blocks` make them."""
+        return ["plan"] if self.name == PLAN else ["model"] if self.name == ORIGINAL else ["model", repr(self.name)]
+
+    @property
+    def given(self) -> list[str]:
+        """The further arguments, with an importance that is not the plan's own."""
+        return ["importance=importance"] if self.weighed and not self._own else []
 
     @property
     def blocks(self) -> list[str]:
         """What follows the session's `load_code` to make `card`, `plan` and `importance`, where it has them."""
-        session, made = self.session, []
-        if session.card is not None and (self.name == PLAN or self.weighed):
+        session, made, planned = self.session, [], self.name == PLAN and self.session.plan is not None
+        weighed = self.weighed and not self._own
+        if session.card is not None and ((planned and session.plan_code) or (weighed and not self._calibrated)):
             made.append(session.card_code)
-        if self.name == PLAN and session.plan is not None:
+        if planned:
             made.append(session.plan_code or f"plan = wb.Plan.from_json({session.plan.to_json()!r}, model)")
-        if self.weighed and session.card is not None:
-            made.append("importance = card.importance")
-        elif self.weighed:
+        if weighed and self._calibrated:
             calibrated = "from workbench.measure.calibration import calibrate\nimportance = calibrate(model, text)"
             made.append(f"{session.text_code}\n{calibrated}.importance()")
+        elif weighed:
+            made.append("importance = card.importance")
         return made

@@ -1,4 +1,4 @@
-// The call behind a panel, read-only, with a button that copies it. Set as text, never as markup.
+// A text, read-only, with a button that copies it: a panel's call, a command, a table. Set as text, never as markup.
 
 async function copy(text) {
   try {
@@ -16,20 +16,22 @@ async function copy(text) {
 
 function render({ model, el }) {
   const root = document.createElement("div");
-  root.className = "wb-code";
+  root.className = model.get("bare") ? "wb-code wb-bare" : "wb-code";
   root.dataset.lmSuppressShortcuts = "true";
-  const block = document.createElement("pre");
-  block.tabIndex = 0;
-  block.setAttribute("aria-label", "This panel as code");
+  const label = `Copy ${model.get("label")}`.trim();
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = "Copy code";
+  button.textContent = label;
   button.addEventListener("click", async () => {
     await copy(model.get("code"));
     button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy code"), 1500);
+    setTimeout(() => (button.textContent = label), 1500);
   });
-  root.append(block, button);
+  const block = document.createElement("pre");
+  block.tabIndex = 0;
+  block.setAttribute("aria-label", model.get("label") || "to copy");
+  if (!model.get("bare")) root.append(block);
+  root.append(button);
   el.append(root);
 
   const show = () => {

@@ -216,9 +216,8 @@ class Fit(Panel):
         except WorkbenchError:
             return ""
         opened = session.outline is None
-        told = ["model" if opened else repr(session.outline[0])]
         chosen = Chosen(session, name)
-        told += [chosen.argument] if chosen.argument else []
+        told = chosen.arguments if opened else [repr(session.outline[0]), *chosen.arguments[1:]]
         told += [f"context={session.context}"]
         told += [f"batch={session.batch}"] if session.batch > 1 else []
         told += [f"kv={session.kv!r}"] if session.kv else []

@@ -59,13 +59,13 @@ def fold(summary: str, *content: object, cls: str = "wb-fold") -> Markup:
     return tag("details", tag("summary", summary), *content, cls=cls)
 
 
-def error_markup(error: BaseException) -> Markup:
+def error_markup(error: BaseException, *, kind: str = "error") -> Markup:
     """What went wrong, for a reader: a WorkbenchError in full, anything else with its traceback folded."""
     if isinstance(error, WorkbenchError):
         lines = [tag("p", tag("b", error.item), ": ", error.found)]
         lines += [tag("p", "Allowed: ", error.allowed)] if error.allowed else []
         lines += [tag("p", "Try: ", error.do)] if error.do else []
-        return tag("div", *lines, cls="wb-error", role="alert")
+        return tag("div", *lines, cls=f"wb-{kind}", role="alert" if kind == "error" else "note")
     told = "".join(traceback.format_exception(error))
     short = tag("p", tag("b", type(error).__name__), ": ", str(error) or "no message")
     return tag("div", short, fold("Traceback", tag("pre", told)), cls="wb-error", role="alert")
@@ -159,11 +159,29 @@ def choose(menu: widgets.Dropdown, options: Sequence[Any], value: Any) -> None:
     menu.value = value
 
 
+def folded(label: str, inside: widgets.Widget) -> widgets.Widget:
+    """Widgets behind a button that shows and hides them; hidden at first."""
+    show(inside, False)
+    toggle = widgets.ToggleButton(description=label)
+    toggle.layout.width = "auto"
+    toggle.add_class("wb-link")
+    toggle.observe(lambda change: show(inside, change.new), "value")
+    return box(toggle, inside, cls="wb-stack")
+
+
 class Code(anywidget.AnyWidget):
-    """A read-only block of code with a copy button."""
+    """A read-only block of text with a copy button; hidden while there is none.
+
+    Attributes:
+        code: the text.
+        label: what it is, on the button: "code" for "Copy code"; it may be empty.
+        bare: the button alone, for a text that stands beside it in another form.
+    """
 
     _esm = Path(__file__).with_name("code.js")
     code = traitlets.Unicode("").tag(sync=True)
+    label = traitlets.Unicode("code").tag(sync=True)
+    bare = traitlets.Bool(False).tag(sync=True)
 
 
 class Strip:
@@ -171,6 +189,7 @@ class Strip:
 
     def __init__(self, jobs: Jobs, owner: object) -> None:
         self.jobs, self.owner = jobs, owner
+        self.kept = "What was finished is kept."  # what is said after a cancel
         self.cancels_its_own = True  # False for a panel that has a button of its own for that
         self.said = html_box("wb-said")
         self.cancel = button("Cancel", jobs.cancel)
@@ -196,7 +215,7 @@ class Strip:
 
     def _show(self, status: Status) -> None:
         mine = status.owner is self.owner
-        content = status_markup(status, self.jobs.threaded) if status.busy or mine else Markup("")
+        content = status_markup(status, self.jobs.threaded, self.kept) if status.busy or mine else Markup("")
         fill(self.said, content)
         self.cancel.disabled = status.state == "cancelling"
         show(self.cancel, status.busy and self.jobs.threaded and (self.cancels_its_own or not mine))
@@ -207,12 +226,12 @@ class Strip:
         show(self.anyway, isinstance(error, DoesNotFit) and self.go_ahead is not None)
 
 
-def status_markup(status: Status, threaded: bool) -> Markup:
+def status_markup(status: Status, threaded: bool, kept: str) -> Markup:
     """One line on the job: a bar and its figures while it runs, a sentence when it has ended."""
     if status.state == "failed" and status.error is not None:
         return error_markup(status.error)
     if status.state == "cancelled":
-        return tag("div", f"Cancelled after {duration(status.seconds)}. What was finished is kept.", cls="wb-ended")
+        return tag("div", f"Cancelled after {duration(status.seconds)}. {kept}", cls="wb-ended")
     if not status.busy:
         return Markup("")
     step = status.progress

@@ -20,7 +20,7 @@ from workbench.panels.grid import plain
 from workbench.panels.panel import Panel
 from workbench.panels.parts import Markup, tag, together
 from workbench.panels.session import ADVICE, ADVICE_EXACT, FIRST_FORMATS
-from workbench.planning import RECIPES, Plan, plan_for
+from workbench.planning import RECIPES, Plan, fallbacks, plan_for
 
 if TYPE_CHECKING:
     from workbench.checkpoint import Checkpoint
@@ -219,7 +219,7 @@ def rows_of(model: Checkpoint, errors: ErrorTable | None) -> list[dict[str, Any]
 
 def instead_of(option: Option) -> str:
     """How many matrices get another format because their shape does not fit: "181 as Q5_0"."""
-    others = Counter(format.name for format in option.plan.formats.values() if format.name != option.name)
+    others = Counter(format.name for format in fallbacks(option.plan, formats.get(option.name)).values())
     return ", ".join(f"{number} as {other}" for other, number in others.most_common(2))
 
 

@@ -12,6 +12,7 @@ from traitlets import Dict, Enum, HasTraits, Int, Tuple, Unicode, default, obser
 from workbench.exceptions import WorkbenchError
 from workbench.fit import ENGINES, Memory, memory
 from workbench.panels.jobs import Jobs
+from workbench.panels.side import FILE, NOBODY, SERVER, Side
 from workbench.planning import RECIPES, plan_for
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ class Session(HasTraits):
         card: the sensitivity `Card` that was measured, or None; `card_code`: the lines that make `card`.
         plan: a `Plan` beside the recipes, or None; see `use`. `plan_code`: the lines that make `plan`, of `card`.
         format: what is chosen, to talk to and to write: a format or recipe, "plan", or "original".
-        rival: another one to ask the same; empty for none.
+        first, second: what answers in Chat, as a `Side`; the first follows `format` while it is one of those.
         file: the path of the file that was written last; empty for none. `files`: of what was written, by choice.
+        page: the title of the panel that another one leads to.
         metric, shown, against: what the grid draws: a figure of a measured format, and empty
             or another one to compare it with.
         tensor: the matrix that is selected in the grid; empty for none.
-        engines: what answers in Chat, by format.
+        engines: what answers in Chat, by what it was made of.
         outline: a model of which only the headers were read, for Fit: (what names it, a
             `Memory` of it); None: Fit is about the opened one.
         engine, context, batch, kv, device: what Fit asks, as `wb.memory` takes it; an empty
@@ -65,9 +67,11 @@ class Session(HasTraits):
     plan: Any = Anything(None)
     plan_code = Unicode("")
     format = Unicode(ADVICE)
-    rival = Unicode("")
+    first: Any = Anything(Side(ADVICE))
+    second: Any = Anything(Side(NOBODY))
     file = Unicode("")
     files: Any = Dict()
+    page = Unicode("")
     metric = Unicode("")
     shown = Unicode("")
     against = Unicode("")
@@ -88,10 +92,17 @@ class Session(HasTraits):
         if checkpoint is not None:
             self.open(checkpoint, source)
 
-    @observe("format", "rival", "shown", "against")
+    @observe("format")
+    def _talks_to_the_chosen(self, _: Any) -> None:
+        self.first = self.first.asking(self.format)
+
+    @observe("first")
+    def _chosen_in_chat(self, _: Any) -> None:
+        if self.first.what not in (NOBODY, FILE, SERVER):
+            self.format = self.first.what
+
+    @observe("shown", "against")
     def _never_against_itself(self, _: Any) -> None:
-        if self.rival == self.format:
-            self.rival = ""
         if self.against == self.shown:
             self.against = ""
 
@@ -132,7 +143,8 @@ class Session(HasTraits):
             if plan is not None:
                 plan_for(self.checkpoint, plan)
             self.format = PLAN if plan is not None else ADVICE if self.format == PLAN else self.format
-            self.rival = "" if self.rival == PLAN else self.rival
+            self.first = self.first.asking(self.format) if self.first.what == PLAN else self.first
+            self.second = Side() if plan is None and self.second.what == PLAN else self.second
             self.plan_code, self.plan = code, plan
 
     def show(self, errors: ErrorTable) -> None:

@@ -10,7 +10,7 @@ name means the recipe, as it does in file names; the format itself, from `format
 
 from workbench.planning.mix import Plan, left_as_is, of_plan, planned, touched
 from workbench.planning.recipes import ATTENTION_AT_Q8, RECIPES, Recipe
-from workbench.planning.spec import Spec, plan_for
+from workbench.planning.spec import Spec, fallbacks, plan_for
 
 __all__ = [
     "ATTENTION_AT_Q8",
@@ -18,6 +18,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Spec",
+    "fallbacks",
     "left_as_is",
     "of_plan",
     "plan_for",

@@ -42,3 +42,17 @@ def plan_for(checkpoint: Checkpoint, spec: Spec) -> Plan:
         raise WorkbenchError(spec, "there is no recipe or format of that name", allowed=allowed)
     format = formats.get(spec)
     return planned(checkpoint, format.name, {info.name: format for info in touched(checkpoint, format)})
+
+
+def fallbacks(plan: Plan, spec: Spec | None) -> dict[str, Format]:
+    """Tensor name -> what `plan` stores it in because its shape does not fit the format that `spec` asks for."""
+    if spec is None or isinstance(spec, Plan):
+        return {}
+    model, recipe = plan.checkpoint, _RECIPES_BY_LOWER.get(spec.lower()) if isinstance(spec, str) else None
+    if recipe is not None:
+        asked = by_recipe(model, recipe)
+    elif isinstance(spec, Mapping):
+        asked = {name: formats.get(format) for name, format in spec.items()}
+    else:
+        asked = dict.fromkeys(plan.formats, formats.get(spec))
+    return {name: used for name, used in plan.formats.items() if used.name != asked[name].name}

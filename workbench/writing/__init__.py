@@ -1,5 +1,5 @@
 """Plans as files that other programs run: written whole, checked, or not at all."""
 
-from workbench.writing.exporting import Exported, export, export_steps
+from workbench.writing.exporting import Exported, check, export, export_steps, nbytes_of, unwritable
 
-__all__ = ["Exported", "export", "export_steps"]
+__all__ = ["Exported", "check", "export", "export_steps", "nbytes_of", "unwritable"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from workbench import files
-from workbench.checkpoint import Checkpoint
+from workbench.checkpoint import Checkpoint, load
 from workbench.checkpoint.gguf import LongArray
+from workbench.exceptions import WorkbenchError
 from workbench.planning import Plan
-from workbench.writing import header
+from workbench.writing import converter, header
 
 # A mark of a chat template's family -> the same in Go's template language, as Ollama's library writes it. Ollama
 # finds the others by itself, in the Jinja template that the file carries.
@@ -71,6 +73,67 @@ def tensor_types(plan: Plan) -> str:
     """
     lines = (f"^{re.escape(name)}$={format.name.lower()}" for name, format in plan.formats.items())
     return "\n".join(lines) + "\n"
+
+
+# what may be written beside a GGUF -> the ending that its name gets
+ENDINGS = {
+    "Modelfile": ".Modelfile",  # for Ollama
+    "plan": ".plan.json",  # for this workbench
+    "recipe": ".tensor-types.txt",  # for llama-quantize
+    "importance": ".imatrix.gguf",  # for llama-quantize
+}
+
+
+def paths(path: str | Path, kinds: Iterable[str]) -> dict[str, Path]:
+    """Where `write` puts each of the kinds: "Modelfile", "plan", "recipe", "importance"."""
+    for kind in kinds:
+        if kind not in ENDINGS:
+            raise WorkbenchError(kind, "nothing of that name is written beside a file", allowed=", ".join(ENDINGS))
+    return {kind: Path(path).with_suffix(ENDINGS[kind]) for kind in kinds}
+
+
+def write(
+    path: str | Path,
+    kinds: Iterable[str],
+    plan: Plan,
+    *,
+    importance: Mapping[str, np.ndarray] | None = None,
+    tokens: int = 0,
+    dataset: str = "",
+) -> dict[str, Path]:
+    """Write what other programs want beside the GGUF `path` that `wb.export` wrote by `plan`.
+
+    Args:
+        kinds: some of "Modelfile", "plan" (its JSON), "recipe" (for llama-quantize --tensor-type-file) and
+            "importance" (for llama-quantize --imatrix).
+        plan: the one that was exported.
+        importance: by the plan's tensor names; by default the plan's own.
+        tokens, dataset: what it was measured on; see `write_importance`.
+
+    Returns:
+        Where each of them is.
+    """
+    opened, targets = load(str(path)), paths(path, kinds)
+    names = {name: name for name in plan.formats}
+    if plan.checkpoint.kind != "gguf":
+        names = converter.as_gguf(plan, plan.checkpoint, opened)
+    there = replace(plan, formats={names[name]: used for name, used in plan.formats.items()})
+    texts = {
+        "Modelfile": lambda: modelfile(opened, Path(path)),
+        "plan": plan.to_json,
+        "recipe": lambda: tensor_types(there),
+    }
+    for kind, target in targets.items():
+        if kind in texts:
+            with files.whole(target) as temporary:
+                temporary.write_text(texts[kind](), encoding="utf-8")
+            continue
+        given = plan.importance if importance is None else importance
+        if not given:
+            raise WorkbenchError("importance", "there is none to write", do="pass importance=..., or leave it out")
+        named = {names[name]: values for name, values in given.items() if name in names}
+        write_importance(named, target, tokens=max(tokens, 1), dataset=dataset)
+    return targets
 
 
 def write_importance(

@@ -115,6 +115,7 @@ def export_steps(
     if importance is None:
         importance, about_importance = plan.importance, about_importance or plan.importance_of
     _check_target(model, target)
+    check(plan, importance)
     if model.kind == "gguf":
         return (yield from _export_steps(model, plan, target, importance, about_importance, threads, anyway))
     _check_room(target, converter.size_of(model) + plan.nbytes)
@@ -138,23 +139,57 @@ def _export_steps(
     anyway: bool,
 ) -> Steps[Exported]:
     """Write a plan of a GGUF."""
-    tensors = sorted([*model.tensors.values(), *model.extras.values()], key=lambda info: (info.file, info.offset))
-    _check(model, plan, tensors, importance)
+    laid = _laid_out(model, plan, importance, about_importance)
+    for info in laid.tensors:
+        if info.problem:
+            raise WorkbenchError(f"{model.name}, tensor {info.name}", info.problem)
     what = f"writing {target.name}, of which each thread holds a few runs of rows,"
-    fit.ask(stored.held(tensors, threads), what, "cpu", instead="fewer threads", anyway=anyway)
-    used = _importance_used(plan, importance)
-    metadata = _metadata(model, plan, used, about_importance)
-    entries = [_entry(info, plan.formats.get(info.name)) for info in tensors]
-    alignment = int(model.metadata.get("general.alignment", 32))
-    head, offsets = header.head(metadata, entries, alignment)
-    nbytes = len(head) + sum(header.padded(entry.nbytes, alignment) for entry in entries)
-    _check_room(target, nbytes)
+    fit.ask(stored.held(laid.tensors, threads), what, "cpu", instead="fewer threads", anyway=anyway)
+    _check_room(target, laid.nbytes)
     with files.whole(target) as temporary:
-        hashes = yield from _write(temporary, head, model, plan, tensors, entries, alignment, used, threads)
-        yield from _read_back(temporary, len(head), entries, offsets, hashes, metadata)
-        yield from _compare(temporary, model, tensors)
-    types = Counter(entry.encoding for entry in entries)
-    return Exported(target, nbytes, sum(entry.nbytes for entry in entries), dict(types.most_common()))
+        hashes = yield from _write(temporary, laid, model, plan, threads)
+        yield from _read_back(temporary, laid, hashes)
+        yield from _compare(temporary, model, laid.tensors)
+    types = Counter(entry.encoding for entry in laid.entries)
+    return Exported(target, laid.nbytes, sum(entry.nbytes for entry in laid.entries), dict(types.most_common()))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A file before it is written: its head, and its tensors in their order."""
+
+    tensors: list[TensorInfo]
+    entries: list[header.Entry]
+    metadata: dict[str, bytes]
+    alignment: int
+    importance: dict[str, np.ndarray]
+    head: bytes
+    offsets: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.head) + sum(header.padded(entry.nbytes, self.alignment) for entry in self.entries)
+
+
+def _laid_out(model: Checkpoint, plan: Plan, importance: Mapping[str, np.ndarray], about: str) -> _Layout:
+    tensors = sorted([*model.tensors.values(), *model.extras.values()], key=lambda info: (info.file, info.offset))
+    entries = [_entry(info, plan.formats.get(info.name)) for info in tensors]
+    used = _importance_used(plan, importance)
+    metadata = _metadata(model, plan, used, about)
+    alignment = int(model.metadata.get("general.alignment", 32))
+    return _Layout(tensors, entries, metadata, alignment, used, *header.head(metadata, entries, alignment))
+
+
+def nbytes_of(plan: Plan, importance: Mapping[str, np.ndarray] | None = None, about_importance: str = "") -> int:
+    """Bytes of the file that `export` would write; the arguments are those of `export`.
+
+    Exact for a plan of a GGUF. A folder's plan is exact for its tensors, without the head that the converter makes.
+    """
+    if plan.checkpoint.kind != "gguf":
+        return plan.nbytes
+    if importance is None:
+        importance, about_importance = plan.importance, about_importance or plan.importance_of
+    return _laid_out(plan.checkpoint, plan, importance, about_importance).nbytes
 
 
 # --- before a file is touched -----------------------------------------------------------------
@@ -169,6 +204,16 @@ def _plan_steps(source: Plan | Checkpoint | str, format: Spec | None) -> Steps[P
     return plan_for(source if isinstance(source, Checkpoint) else (yield from load_steps(source)), format)
 
 
+def unwritable(plan: Plan) -> list[str]:
+    """The plan's formats that a GGUF file cannot hold."""
+    found = {format.name for format in plan.formats.values() if not _in_gguf(format)}
+    return sorted(found)
+
+
+def _in_gguf(format: Format) -> bool:
+    return format.family == "ggml" or format.name in ("F32", "F16", "BF16")
+
+
 def _check_target(model: Checkpoint, target: Path) -> None:
     if target.is_dir() or not target.name:
         raise WorkbenchError(target, "it is a folder", allowed="the path of a file, such as model-Q4_K_M.gguf")
@@ -177,14 +222,12 @@ def _check_target(model: Checkpoint, target: Path) -> None:
             raise WorkbenchError(target, "it is a file of the model itself", do="give the new file another name")
 
 
-def _check(model: Checkpoint, plan: Plan, tensors: list[TensorInfo], importance: Mapping[str, np.ndarray]) -> None:
-    for info in tensors:
-        if info.problem:
-            raise WorkbenchError(f"{model.name}, tensor {info.name}", info.problem)
+def check(plan: Plan, importance: Mapping[str, np.ndarray]) -> None:
+    """Raise WorkbenchError for a plan that cannot become a GGUF: a format it has not, an importance that is missing."""
     for name, format in plan.formats.items():
-        if format.family != "ggml" and format.name not in ("F32", "F16", "BF16"):
+        if not _in_gguf(format):
             raise WorkbenchError(name, f"GGUF files have no {format.name}", allowed="ggml's types, F32, F16, BF16")
-        needed = format.importance == "required" and not stored.is_copied(model.tensors[name], format)
+        needed = format.importance == "required" and not stored.is_copied(plan.checkpoint.tensors[name], format)
         if needed and importance.get(name) is None:
             raise WorkbenchError(
                 name, f"{format.name} cannot be made without an importance matrix", do="pass importance=..."
@@ -240,25 +283,16 @@ def _metadata(model: Checkpoint, plan: Plan, used: Mapping[str, np.ndarray], abo
     return taken | header.entries_of(own)
 
 
-def _write(
-    temporary: Path,
-    head: bytes,
-    model: Checkpoint,
-    plan: Plan,
-    tensors: list[TensorInfo],
-    entries: list[header.Entry],
-    alignment: int,
-    importance: Mapping[str, np.ndarray],
-    threads: int | None,
-) -> Steps[list[str]]:
+def _write(temporary: Path, laid: _Layout, model: Checkpoint, plan: Plan, threads: int | None) -> Steps[list[str]]:
     """Write everything; gives a hash of each tensor's bytes."""
+    entries, alignment = laid.entries, laid.alignment
     expected = {entry.name: entry.nbytes for entry in entries}
     hashes = {entry.name: hashlib.blake2b(digest_size=16) for entry in entries}
     left, done, total = dict(expected), 0, sum(expected.values())
     try:
         with temporary.open("wb") as file:
-            file.write(head)
-            for info, raw in stored.stream(model, tensors, plan.formats, importance, threads):
+            file.write(laid.head)
+            for info, raw in stored.stream(model, laid.tensors, plan.formats, laid.importance, threads):
                 file.write(raw)
                 hashes[info.name].update(raw)
                 left[info.name] -= len(raw)
@@ -276,20 +310,14 @@ def _write(
 # --- and read back ----------------------------------------------------------------------------
 
 
-def _read_back(
-    temporary: Path,
-    data: int,
-    entries: list[header.Entry],
-    offsets: list[int],
-    hashes: list[str],
-    metadata: Mapping[str, bytes],
-) -> Steps[None]:
+def _read_back(temporary: Path, laid: _Layout, hashes: list[str]) -> Steps[None]:
     """Raise unless the file's header says what was planned and every tensor's bytes are those that were written."""
     found = gguf.read_header(temporary)
-    if set(found.spans) != set(metadata):
+    entries, data = laid.entries, len(laid.head)
+    if set(found.spans) != set(laid.metadata):
         raise WorkbenchError(temporary, "its metadata is not what was written", do="check the disk")
     done, total = 0, sum(entry.nbytes for entry in entries)
-    for info, entry, offset, expected in zip(found.tensors, entries, offsets, hashes, strict=True):
+    for info, entry, offset, expected in zip(found.tensors, entries, laid.offsets, hashes, strict=True):
         said = (info.name, info.shape, info.encoding, info.nbytes, info.offset)
         if said != (entry.name, entry.shape, entry.encoding, entry.nbytes, data + offset):
             raise WorkbenchError(temporary, f"its header misplaces the tensor {entry.name!r}", do="check the disk")

@@ -1,0 +1,155 @@
+"""The fields by which one side of Chat is chosen: what answers, in which engine, with which options."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets as widgets
+
+from workbench.engines.options import CONTEXT
+from workbench.engines.presets import PRESETS
+from workbench.engines.weights import cores
+from workbench.fit.cache import TYPES_OF
+from workbench.panels import parts
+from workbench.panels.answerer import Answerer
+from workbench.panels.chosen import offered
+from workbench.panels.parts import tag
+from workbench.panels.session import Session
+from workbench.panels.side import FILE, LLAMA_CPP, NOBODY, SERVER, TRANSFORMERS, Side, engines_of
+
+ELSEWHERE = (("a GGUF file ...", FILE), ("a server ...", SERVER))
+NOTHING = ("nothing", NOBODY)
+USUAL_KV = ("f16", "f16")
+KEYS = re.compile(r"KEY|TOKEN")  # in the name of an environment variable that may hold one
+
+
+class Picker:
+    """A view of `session.first` or `session.second`.
+
+    Args:
+        side: "first" or "second".
+        picked: tells the session of a choice: its name and its value.
+        ask: called to ask a server for its models.
+        export: called with the choice that has to be exported before llama.cpp can run it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        side: str,
+        title: str,
+        picked: Callable[[str, Any], None],
+        ask: Callable[[Picker], None],
+        export: Callable[[str], None],
+    ) -> None:
+        self.session, self.side, self._picked = session, side, picked
+        self.optional = side == "second"
+        self.names: list[str] = []  # of the models that the server told
+        self.what = widgets.Dropdown(description=title)
+        self.engine = widgets.Dropdown(description="in")
+        self.what.add_class("wb-pick")
+        self.engine.add_class("wb-in")
+        self.what.observe(lambda change: self._pick(change.new), "value")
+        self._sets("engine", self.engine)
+        self.file = self._sets("file", widgets.Text(placeholder="the path of a .gguf file", continuous_update=False))
+        self.file.description = "File"
+        self.context = widgets.BoundedIntText(CONTEXT, min=1, max=1 << 30, description="Context, tokens")
+        self.keys, self.values = widgets.Dropdown(description="Keys"), widgets.Dropdown(description="Values")
+        self.threads = widgets.BoundedIntText(cores(), min=1, max=1024, description="Threads")
+        self._sets("context", self.context)
+        self._sets("threads", self.threads)
+        for menu in (self.keys, self.values):
+            menu.observe(lambda _: self._set(kv=(self.keys.value, self.values.value)), "value")
+        self.url = self._sets("url", widgets.Text(description="Address", continuous_update=False))
+        self.model = self._sets("model", widgets.Dropdown(description="Model"))
+        self.key = self._sets("key", widgets.Dropdown(description="Key in"))
+        self.ask = parts.button("List models", lambda: ask(self))
+        for wide in (self.file, self.url):
+            wide.add_class("wb-grow")
+        for short in (self.context, self.keys, self.values, self.threads):
+            short.add_class("wb-short")
+        self.said = parts.html_box("wb-grow")
+        self.export = parts.button("Export it", lambda: export(Answerer(session, self._now).to_export))
+        self.decode = parts.button("Use transformers", lambda: self._set(engine=TRANSFORMERS))
+        self._of_llama = parts.box(self.context, self.keys, self.values, self.threads, cls="wb-row")
+        self._of_server = parts.box(self.url, self.model, self.ask, self.key, cls="wb-row")
+        self.widget = parts.box(
+            parts.box(self.what, self.engine, self.file, cls="wb-row"),
+            self._of_llama,
+            self._of_server,
+            parts.box(self.said, self.export, self.decode, cls="wb-row"),
+            cls="wb-stack wb-side",
+        )
+
+    @property
+    def _now(self) -> Side:
+        return getattr(self.session, self.side)
+
+    def _sets(self, name: str, widget: Any) -> Any:
+        """A widget whose value is the side's `name`."""
+        widget.observe(lambda change: self._set(**{name: change.new}), "value")
+        return widget
+
+    def _set(self, **changes: Any) -> None:
+        cleaned: dict[str, Any] = {
+            name: value.strip() if isinstance(value, str) else value for name, value in changes.items()
+        }
+        if {"engine", "url"} & set(cleaned) and self._now.what == SERVER:
+            cleaned["model"], self.names = "", []  # those of another server
+        self._picked(self.side, replace(self._now, **cleaned))
+
+    def _pick(self, what: str | None) -> None:
+        if what is not None:
+            side = self._now.asking(what)
+            side = replace(side, file=self.session.file) if what == FILE and not side.file else side
+            self._picked(self.side, side)
+
+    @property
+    def server(self) -> tuple[str, str | None, str | None]:
+        """(address or kind, kind, variable of the key), as the server's list of models is asked for."""
+        side = self._now
+        return side.url or side.engine, side.engine if side.url else None, side.key or None
+
+    def show(self, busy: bool) -> None:
+        """Say what the session says."""
+        session, side = self.session, self._now
+        answerer = Answerer(session, side)
+        asked = side.what != NOBODY
+        parts.choose(self.what, [*([NOTHING] if self.optional else []), *offered(session), *ELSEWHERE], side.what)
+        parts.choose(self.engine, engines_of(side.what) if asked else (), side.engine if asked else None)
+        self._show_options(side)
+        hindrance = answerer.hindrance if asked and session.checkpoint is not None else None
+        said = tag("div", answerer.meaning, cls="wb-hint") if asked else tag("span")
+        parts.fill(self.said, parts.error_markup(hindrance, kind="note") if hindrance else said)
+        parts.show(self.said, asked)
+        parts.show(self.export, bool(hindrance and answerer.to_export))
+        self.export.description = f"Export {answerer.to_export}" if answerer.to_export else "Export it"
+        parts.show(self.decode, bool(hindrance and side.engine == LLAMA_CPP))
+        widgets_of_it = (self.engine, self.file, self.context, self.keys, self.values, self.threads)
+        for widget in (self.what, *widgets_of_it, self.url, self.model, self.key, self.ask, self.export, self.decode):
+            widget.disabled = busy
+
+    def _show_options(self, side: Side) -> None:
+        parts.show(self.engine, side.what != NOBODY)
+        parts.show(self.file, side.what == FILE)
+        parts.show(self._of_llama, side.engine == LLAMA_CPP and side.what != NOBODY)
+        parts.show(self._of_server, side.what == SERVER)
+        self.file.value, self.url.value = side.file, side.url
+        longest = self.session.checkpoint.config.get("max_position_embeddings") if self.session.checkpoint else None
+        self.context.value = side.context or (min(CONTEXT, longest) if isinstance(longest, int) else CONTEXT)
+        self.threads.value = side.threads or cores()
+        for menu, name in zip((self.keys, self.values), side.kv or USUAL_KV, strict=True):
+            parts.choose(menu, TYPES_OF[LLAMA_CPP], name)
+        self.engine.description = "at" if side.what == SERVER else "in"
+        if side.what == SERVER:
+            preset = PRESETS[side.engine]
+            self.url.placeholder = preset.url or "http://host:port/v1"
+            models = dict.fromkeys([*self.names, *([side.model] if side.model else [])])
+            parts.choose(self.model, [("its only one", ""), *((name, name) for name in models)], side.model)
+            held = [name for name in sorted(os.environ) if KEYS.search(name)]
+            known = dict.fromkeys([*held, *([side.key] if side.key else [])])
+            parts.choose(self.key, [("none wanted", ""), *((f"${name}", name) for name in known)], side.key)
