@@ -218,7 +218,7 @@ def test_a_bad_option_is_named_before_anything_is_loaded(path, given, said, monk
 
 def test_an_option_of_llama_cpp_is_none_of_transformers(path):
     with pytest.raises(WorkbenchError, match="has no such option"):
-        run(str(path), kv="q8_0")
+        run(str(path), threads=1)
 
 
 def test_a_folder_of_safetensors_is_told_to_be_exported(tmp_path):

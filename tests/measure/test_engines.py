@@ -107,6 +107,19 @@ def test_keys_and_values_of_fewer_bits_diverge_further(reference, engine):
     assert sorted(diverged, key=diverged.get) == list(diverged)
 
 
+@pytest.mark.parametrize(("kv", "close"), [(("f16", "q4_0"), 0.1), (("q4_0", "f16"), 0.6)])
+def test_transformers_loses_by_rounded_keys_and_values_what_llama_cpp_loses(reference, kv, close):
+    """Keys lie in another order in llama.cpp's heads, so other values share a scale; values do not."""
+    diverged = []
+    for how in ({"engine": "llama.cpp", "threads": 1}, {"dtype": "float32", "device": "cpu"}):
+        with wb.run(reference, **how) as exact, wb.run(reference, **how, kv=kv) as fewer:
+            found = compared(exact, fewer)
+            diverged.append(found.kl.value)
+    assert diverged[1] == pytest.approx(diverged[0], rel=close)
+    assert found.computed[1] == f"transformers in float32 on cpu, keys and values rounded to {kv[0]}/{kv[1]}"
+    assert repr(found).startswith(f"exact kv {kv[0]}/{kv[1]} against exact")
+
+
 def test_a_model_that_transformers_runs_is_compared_as_it_runs(reference):
     ids = chunks_of(reference, TEXT, CONTEXT)[0]
     with wb.run(reference, "NF4", device="cpu", dtype="bfloat16") as engine:

@@ -85,8 +85,9 @@ def run(
             formats that use it; a plan made from a card brings its own.
         context: for llama.cpp, tokens of prompt and reply together; by default 4096, or what the
             model was made for if that is less.
-        kv: for llama.cpp, what keys and values are kept in: a type for both or a pair, such as
-            "q8_0" or ("q8_0", "q4_0"); by default "f16".
+        kv: what keys and values are kept in: a type of llama.cpp's for both or a pair, such as "q8_0" or
+            ("q8_0", "q4_0"). By default "f16" in llama.cpp; in transformers what it computes in: there
+            they are rounded to the type, which shows its quality and not its memory.
         threads: for llama.cpp; by default as many as this process may use.
         gpu_layers: for llama.cpp, how many layers a GPU holds; by default all, where there is one.
         model: for a server, the name of its model; not needed where it has one.
@@ -144,11 +145,12 @@ def run_steps(
         source, format = of_plan(source, format)
     if engine is not None and engine not in ENGINES:
         raise WorkbenchError("engine", f"there is none called {engine!r}", allowed=", ".join(ENGINES))
-    transformers_own = {"decoded": decoded or None, "dtype": dtype, "device": device, "importance": importance}
-    llama_own: dict[str, Any] = {"context": context, "kv": kv, "threads": threads, "gpu_layers": gpu_layers}
+    options: dict[str, Any] = {"decoded": decoded, "dtype": dtype, "device": device, "importance": importance}
+    transformers_own = options | {"decoded": decoded or None}
+    llama_own: dict[str, Any] = {"context": context, "threads": threads, "gpu_layers": gpu_layers}
     server_own: dict[str, Any] = {"model": model, "key": key, "silence": silence}
     if isinstance(source, str) and is_server(source):
-        _refuse_options("a server", {"format": format} | transformers_own | llama_own)
+        _refuse_options("a server", {"format": format, "kv": kv} | transformers_own | llama_own)
         if engine in ("transformers", "llama.cpp"):
             raise WorkbenchError("engine", f"{engine!r} runs no server", allowed=", ".join(PRESETS))
         from workbench.engines import server
@@ -169,16 +171,12 @@ def run_steps(
         from workbench.engines import llamacpp
 
         checkpoint = source if isinstance(source, Checkpoint) else (yield from load_steps(source))
-        return (yield from llamacpp.open_steps(checkpoint, **llama_own, anyway=anyway))
+        return (yield from llamacpp.open_steps(checkpoint, **llama_own, kv=kv, anyway=anyway))
     _refuse_options("transformers", llama_own | server_own)
     from workbench.engines import transformers
 
     checkpoint = source if isinstance(source, Checkpoint) else (yield from load_steps(source))
-    return (
-        yield from transformers.open_steps(
-            checkpoint, format, decoded=decoded, dtype=dtype, device=device, importance=importance, anyway=anyway
-        )
-    )
+    return (yield from transformers.open_steps(checkpoint, format, **options, kv=kv, anyway=anyway))
 
 
 def _refuse_options(engine: str, others: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -38,11 +38,15 @@ def stoppable(model: Any, stop: threading.Event) -> Iterator[None]:
 
 
 class Decoding:
-    """One sequence being continued: holds the model's cache between steps."""
+    """One sequence being continued: holds the model's cache between steps.
 
-    def __init__(self, model: Any, token_ids: Sequence[int]) -> None:
+    Args:
+        cache: what the first forward pass is given beside the tokens, such as a cache of another kind.
+    """
+
+    def __init__(self, model: Any, token_ids: Sequence[int], cache: Mapping[str, Any] | None = None) -> None:
         self.model, self.ids = model, list(token_ids)
-        self.cache: dict[str, Any] = {}
+        self.cache: dict[str, Any] = {"use_cache": True, **(cache or {})}
         self.cached = 0  # how many of the tokens the cache holds
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
 
@@ -51,9 +55,9 @@ class Decoding:
         torch = need("torch")
         with torch.inference_mode():
             ids = torch.tensor([self.ids[self.cached :]], device=self.model.device)
-            output = self.model(input_ids=ids, use_cache=True, return_dict=True, **self.last_only, **self.cache)
+            output = self.model(input_ids=ids, return_dict=True, **self.last_only, **self.cache)
             if getattr(output, "past_key_values", None) is not None:  # without one, all is read again for each token
-                self.cache, self.cached = {"past_key_values": output.past_key_values}, len(self.ids)
+                self.cache["past_key_values"], self.cached = output.past_key_values, len(self.ids)
             return output.logits[0, -1].float().cpu()
 
     def append(self, token: int) -> None:

@@ -17,6 +17,7 @@ from workbench.engines import build, room
 from workbench.engines.answering import Answering, Draft, check_known
 from workbench.engines.base import Can, Settings
 from workbench.engines.generate import Decoding, Detokenizer, Until, chooser, stoppable
+from workbench.engines.keeping import Kept, cache_of, kept_as
 from workbench.engines.template import Prompt, prompt_of
 from workbench.exceptions import WorkbenchError, need
 from workbench.formats import Format
@@ -39,9 +40,11 @@ def open_steps(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
+    kv: str | tuple[str, str] | None = None,
     anyway: bool = False,
 ) -> Steps[TransformersEngine]:
     """An engine for `checkpoint`; the arguments are those of `workbench.run`."""
+    kept = kept_as(kv, checkpoint.config)
     where = build.device_of(device)
     kind = build.dtype_of(dtype, where)
     native = None if decoded else _bitsandbytes_name(format)
@@ -66,7 +69,11 @@ def open_steps(
         label, what = plan.name, _what_decoded(checkpoint, plan, kind)
     else:
         label, what = "", _what_original(checkpoint, kind)
-    name = f"{checkpoint.name} {label}".rstrip()
+    if kept is not None:
+        cache_of(model, kept)
+        label += f" kv {'/'.join(kept)}"
+        what += f"; keys and values rounded to {' and '.join(dict.fromkeys(kept))}, whose memory this does not show"
+    name = f"{checkpoint.name} {label.strip()}".rstrip()
     return TransformersEngine(
         checkpoint,
         model,
@@ -80,6 +87,7 @@ def open_steps(
         plan=plan,
         importance=importance,
         native=native or "",
+        kept=kept,
     )
 
 
@@ -90,6 +98,7 @@ class TransformersEngine(Answering):
         dtype: what it computes in.
         plan, importance: what its decoded weights were made by; None: the weights are the checkpoint's.
         native: the name of bitsandbytes' format where its layers run, else "".
+        kept: the types that keys and values are rounded to; None: they are kept in `dtype`.
     """
 
     can = Can(logits=True, token_ids=True, seed=True)
@@ -109,10 +118,12 @@ class TransformersEngine(Answering):
         plan: Plan | None = None,
         importance: Mapping[str, np.ndarray] | None = None,
         native: str = "",
+        kept: Kept = None,
     ) -> None:
         super().__init__(name, what, memory_before, memory_held(model.device))
         self.checkpoint, self.model, self.tokenizer = checkpoint, model, tokenizer
         self.dtype, self.plan, self.importance, self.native = dtype or model.dtype, plan, importance, native
+        self.kept = kept
         self.device = model.device
         self.context = _context(model.config)
         self._template = checkpoint.chat_template
@@ -131,7 +142,8 @@ class TransformersEngine(Answering):
         check_known(ids, self.model.get_input_embeddings().num_embeddings, self.name)
         torch = need("torch")
         with torch.inference_mode():
-            return self.model(input_ids=torch.from_numpy(ids)[None].to(self.device)).logits[0].float().cpu().numpy()
+            text = torch.from_numpy(ids)[None].to(self.device)
+            return self.model(input_ids=text, **cache_of(self.model, self.kept)).logits[0].float().cpu().numpy()
 
     def prompt(self, messages: list[dict[str, str]]) -> tuple[Prompt, list[int]]:
         """The conversation as the model reads it, text and token ids.
@@ -175,7 +187,7 @@ class TransformersEngine(Answering):
         self, ids: list[int], settings: Settings, draft: Draft, stop: threading.Event, began: float
     ) -> Iterator[str]:
         most = settings.max_tokens if self.context is None else min(settings.max_tokens, self.context - len(ids))
-        decoding, choose = Decoding(self.model, ids), chooser(settings)
+        decoding, choose = Decoding(self.model, ids, cache_of(self.model, self.kept)), chooser(settings)
         detokenizer, until = Detokenizer(self.tokenizer), Until(settings.stop)
         reading = time.perf_counter()
         with stoppable(self.model, stop):

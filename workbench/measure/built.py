@@ -83,12 +83,13 @@ class Held:
 
     @property
     def how(self) -> tuple[object, ...]:
-        return *self._weights.how, self.engine.native, self.versions
+        return *self._weights.how, self.engine.native, self.engine.kept, self.versions
 
     @property
     def computed(self) -> str:
         layers = f", layers of bitsandbytes {self.engine.native}" * bool(self.engine.native)
-        return f"{self._weights.computed}{layers}"
+        kept = f", keys and values rounded to {'/'.join(self.engine.kept)}" if self.engine.kept else ""
+        return f"{self._weights.computed}{layers}{kept}"
 
     @property
     def versions(self) -> dict[str, str]:
@@ -100,4 +101,4 @@ class Held:
 
     def open_steps(self, context: int, tick: Callable[[], None], *, streamed: bool) -> Steps[Predictor]:
         yield Progress(0, 0, "", "")
-        return Predictions(self.engine.model, self.device, tick)
+        return Predictions(self.engine.model, self.device, tick, self.engine.kept)

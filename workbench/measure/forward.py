@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from workbench.engines.keeping import Kept, cache_of
 from workbench.exceptions import need
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class Predictions:
         model: a causal language model of transformers; until `close`, for this use only.
         device: where it runs; a model that is streamed does not know.
         tick: called before every module runs; what it raises ends the call.
+        kept: the types that keys and values are rounded to before they are attended to.
     """
 
-    def __init__(self, model: Any, device: torch.device | str, tick: Callable[[], None] = lambda: None) -> None:
-        self.model, self.base, self.device = model, model.base_model, device
+    def __init__(
+        self, model: Any, device: torch.device | str, tick: Callable[[], None] = lambda: None, kept: Kept = None
+    ) -> None:
+        self.model, self.base, self.device, self.kept = model, model.base_model, device, kept
         self._output: Any = None
         self._undo: list[Callable[[], None]] = []
         for module in model.modules():
@@ -76,7 +80,8 @@ class Predictions:
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         """What leaves the last layer for `ids` [sequences, tokens]: [sequences, tokens, hidden]."""
         with need("torch").inference_mode():
-            output = self.base(input_ids=ids.to(self.device), use_cache=False)
+            settings = {"use_cache": False} | cache_of(self.model, self.kept)
+            output = self.base(input_ids=ids.to(self.device), **settings)
         self._output = type(output)
         return output.last_hidden_state
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import __version__, files, fit
-from workbench.engines import room
+from workbench.engines import keeping, room
 from workbench.exceptions import WorkbenchError, need
 from workbench.fit.guard import free
 from workbench.measure import divergence, forward
@@ -53,7 +53,7 @@ class Task:
 
     @cached_property
     def code(self) -> str:
-        return files.code_version(sys.modules[__name__], divergence, forward)
+        return files.code_version(sys.modules[__name__], divergence, forward, keeping)
 
     @cached_property
     def keys(self) -> list[str]:
