@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench import panels as panels
     from workbench.allocation import plan as plan
     from workbench.checkpoint import load as load
+    from workbench.engines import ollama as ollama
     from workbench.engines import run as run
     from workbench.engines import serve as serve
     from workbench.engines import side_by_side as side_by_side
@@ -62,6 +63,7 @@ _WHERE = {
     "run": "workbench.engines",
     "side_by_side": "workbench.engines",
     "serve": "workbench.engines",
+    "ollama": "workbench.engines",
     "export": "workbench.writing",
     "app": "workbench.panels.app",
     "figures": None,

@@ -24,6 +24,9 @@ class Asked(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def do_HEAD(self) -> None:
         self._answer()
 

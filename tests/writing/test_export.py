@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,7 +96,7 @@ def test_experts_are_written_each_by_its_own_importance(tmp_path: Path) -> None:
     _overwrite(path, name, weights)
     importance = random.uniform(0.1, 4, (3, 256)).astype(np.float32)
     model = wb.load(path)
-    made = export(plan_for(model, {name: "Q3_K"}), tmp_path / "made.gguf", importance={name: importance})
+    made = export(plan_for(model, {name: "Q3_K"}), tmp_path / "made.gguf", importance={name: importance}, anyway=True)
     stored = wb.load(made.path).read(name)
     for expert in range(3):
         assert np.array_equal(stored[expert], formats.get("Q3_K").roundtrip(weights[expert], importance[expert]))
@@ -180,6 +183,51 @@ def test_a_format_that_cannot_be_written_is_named(source: Checkpoint, tmp_path: 
         export(plan_for(source, spec), tmp_path / "made.gguf")
 
 
+def test_a_model_without_a_tokenizer_is_written_only_on_request(tmp_path: Path) -> None:
+    bare = wb.load(tiny.gguf(tmp_path / "bare.gguf", tiny.weights(), "F32", tokenizer=False))
+    folder = wb.load(tiny.folder(tmp_path / "folder", tiny.weights(), tokenizer=False))
+    for model in (bare, folder):
+        with pytest.raises(wb.WorkbenchError, match="it has no tokenizer"):
+            export(model, tmp_path / "made.gguf", "Q8_0")
+    plan = plan_for(bare, "Q8_0")
+    assert export(plan, tmp_path / "made.gguf", anyway=True).data == plan.nbytes
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(source: Checkpoint, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as one who may write everywhere
+    with pytest.raises(wb.WorkbenchError, match="cannot be written to"):
+        export(source, tmp_path / "made.gguf", "Q8_0")
+
+
+def test_a_disk_that_fills_up_while_writing_is_told_and_nothing_is_left(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "made.gguf").write_bytes(b"the old file")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(wb.WorkbenchError, match="No space left"):
+        export(source, tmp_path / "out" / "made.gguf", "Q8_0")
+    assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"the old file"]
+
+
+def test_memory_stays_the_same_for_a_model_of_many_times_the_size(tmp_path: Path) -> None:
+    def peak(layers: int) -> int:
+        model = wb.load(tiny.gguf(tmp_path / f"{layers}.gguf", tiny.weights(512, layers), "Q8_0"))
+        plan = plan_for(model, "Q4_0")
+        export(plan, tmp_path / "made.gguf", threads=1)
+        tracemalloc.start()
+        try:
+            export(plan, tmp_path / "made.gguf", threads=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(24) < 1.1 * peak(3)
+
+
 def test_a_plan_of_another_model_and_a_folder_as_target_are_refused(source: Checkpoint, tmp_path: Path) -> None:
     other = wb.load(tiny.gguf(tmp_path / "other.gguf", tiny.weights(seed=3), "F32"))
     with pytest.raises(wb.WorkbenchError, match="made for another model"):
@@ -238,13 +286,22 @@ def test_an_expert_that_has_no_place_of_its_own_is_named(source: Checkpoint) -> 
 # --- beside the file ---------------------------------------------------------------------------
 
 
-def test_the_modelfile_has_template_stop_words_and_context(tmp_path: Path) -> None:
-    model = wb.load(tiny.gguf(tmp_path / "m.gguf", tiny.weights(), "Q8_0"))
-    lines = beside.modelfile(model, tmp_path / "m.gguf", context=100_000).splitlines()
-    assert lines[0] == "FROM ./m.gguf"
-    assert "PARAMETER num_ctx 512" in lines  # no more than the model was made for
-    assert 'PARAMETER stop "<|im_end|>"' in lines
-    assert "<|im_start|>assistant" in "\n".join(lines)
+def test_what_other_programs_want_is_written_beside_the_file(source: Checkpoint, tmp_path: Path) -> None:
+    importance = {info.name: np.linspace(0.1, 3, info.shape[1], dtype=np.float32) for info in source.matrices}
+    plan = plan_for(source, "Q4_K_M")
+    made = export(
+        plan, tmp_path / "out" / "my model.gguf", importance=importance, about_importance="a novel", beside=True
+    )
+    names = {kind: f"my model{ending}" for kind, ending in beside.ENDINGS.items()}
+    assert {kind: path.name for kind, path in made.beside.items()} == names
+    assert sorted(file.name for file in made.path.parent.iterdir()) == sorted([*names.values(), "my model.gguf"])
+    assert "FROM ./my model.gguf" in made.beside["Modelfile"].read_text()
+    assert wb.Plan.from_json(made.beside["plan"].read_text(), source).formats == plan.formats
+    assert made.beside["recipe"].read_text() == beside.tensor_types(plan)
+    assert gguf.GGUFReader(made.beside["importance"]).fields["imatrix.datasets"].contents() == ["a novel"]
+    assert export(plan, tmp_path / "alone.gguf").beside == {}
+    assert list(export(plan, tmp_path / "some.gguf", beside=["plan"]).beside) == ["plan"]
+    assert "importance" not in export(plan, tmp_path / "all.gguf", beside=True).beside  # there is none
 
 
 def test_the_recipe_for_llama_quantize_names_each_tensor_exactly(source: Checkpoint) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.checkpoint import Checkpoint, load_steps
+from workbench.engines import ollama
 from workbench.engines.base import Engine, Reply, Settings
 from workbench.engines.presets import PRESETS, is_server
 from workbench.engines.served import Served, serve, serve_steps
@@ -26,6 +27,7 @@ __all__ = [
     "Served",
     "Settings",
     "SideBySide",
+    "ollama",
     "run",
     "run_steps",
     "serve",

@@ -7,10 +7,11 @@ the key that the caller named is sent.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,22 +83,22 @@ class Connection:
     def refusal(self, error: Exception) -> Exception:
         """An error of the client as one for the user, without the key; an error of another kind as it is."""
         openai = need("openai")
-        chain = list(_causes(error))
+        chain, kinds = list(_causes(error)), {kind.__name__ for kind in type(error).__mro__}
         if any(isinstance(each, TooLarge) for each in chain):
             return WorkbenchError(
                 self.url, f"{self.name} does not stop sending", do="see what runs there; it answers more than was asked"
             )
-        if isinstance(error, openai.APITimeoutError):
+        if kinds & {"APITimeoutError", "TimeoutException"}:  # of the client, or of httpx or its successor
             return WorkbenchError(
                 self.url,
                 f"{self.name} was silent for too long",
-                do=f"see whether it is busy, or wait longer than {self.silence:g} seconds: wb.run(..., silence=...)",
+                do=f"see whether it is busy, or wait longer than {self.silence:g} seconds: silence=...",
             )
-        if isinstance(error, openai.APIConnectionError):
+        if kinds & {"APIConnectionError", "TransportError"}:
             why = self._clean(str(chain[-1]) or type(chain[-1]).__name__)
             return WorkbenchError(self.url, f"{self.name} does not answer ({why})", do=self.start)
         if isinstance(error, openai.APIStatusError):
-            return self._status(error)
+            return self.answered(error.status_code, _message(error), error.response.headers)
         if isinstance(error, openai.OpenAIError):
             return WorkbenchError(self.url, f"{self.name} refused: {self._clean(str(error))}")
         if isinstance(error, ValueError | TypeError | AttributeError | LookupError):
@@ -112,8 +113,19 @@ class Connection:
             do="check the url; it ends in /v1 as a rule",
         )
 
-    def _status(self, error: Any) -> WorkbenchError:
-        code, headers, said = error.status_code, error.response.headers, self._clean(_message(error))
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Errors of the client as those for the user; see `refusal`."""
+        try:
+            yield
+        except WorkbenchError:
+            raise
+        except Exception as error:
+            raise self.refusal(error) from None
+
+    def answered(self, code: int, said: str, headers: Mapping[str, str]) -> WorkbenchError:
+        """The error for an HTTP status that is no success."""
+        said = self._clean(said)
         if 300 <= code < 400:
             there = self._clean(headers.get("location", "nowhere"))
             return WorkbenchError(

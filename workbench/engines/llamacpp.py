@@ -17,19 +17,17 @@ import numpy as np
 
 from workbench import fit
 from workbench.checkpoint import Checkpoint
-from workbench.checkpoint.gguf import LongArray
 from workbench.engines import trial
 from workbench.engines.answering import Answering, Draft, check_known, feed
 from workbench.engines.base import Can, Settings
 from workbench.engines.generate import Until
 from workbench.engines.options import Options, ask, options_of, server_of
 from workbench.engines.scoring import Scorer
-from workbench.engines.template import prompt_of
+from workbench.engines.template import by_name, prompt_of, special_tokens
 from workbench.exceptions import WorkbenchError, need
 from workbench.progress import Progress, Steps, in_thread
 
 SEEDS = 2**32 - 1  # llama.cpp takes 32 bits, and the last number for "any"
-SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def open_steps(
@@ -71,7 +69,7 @@ class LlamaCppEngine(Answering):
         self.checkpoint, self.options, self.context = checkpoint, options, options.context
         self._server = server
         self._template = checkpoint.chat_template
-        self._special = _special_tokens(checkpoint)
+        self._special = special_tokens(checkpoint)
         self._spaced = checkpoint.metadata.get("tokenizer.ggml.model") == "llama"
         self._threads: list[threading.Thread] = []
 
@@ -96,15 +94,14 @@ class LlamaCppEngine(Answering):
 
     def _prompt(self, text: str) -> str | list[int | str]:
         """The text for llama.cpp, which begins it with the token that begins a text: here, never with two of them."""
-        number, written = self._special.get("bos_token", (0, ""))
+        number, written = self._special.get("bos", (0, ""))
         return [number, text.removeprefix(written)] if written and text.startswith(written) else text
 
     def _write(
         self, messages: list[dict[str, str]], settings: Settings, draft: Draft, stop: threading.Event
     ) -> Iterator[str]:
         began = time.perf_counter()
-        tokens = {name: text for name, (_, text) in self._special.items()}
-        prompt = prompt_of(self._template, messages, model=self.name, tokens=tokens)
+        prompt = prompt_of(self._template, messages, model=self.name, tokens=by_name(self._special))
         if not prompt.text:
             raise WorkbenchError(self.name, "the prompt is empty", do="pass a text")
         draft.note = prompt.note
@@ -185,15 +182,3 @@ def _refusal(error: dict[str, Any], name: str, context: int) -> WorkbenchError:
         allowed=f"up to {context - 1:,} tokens",
         do="shorten the prompt, leave out the oldest messages, or run the file with a larger context=",
     )
-
-
-def _special_tokens(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
-    """The tokens that chat templates refer to: name -> (number, text)."""
-    listed = checkpoint.metadata.get("tokenizer.ggml.tokens")
-    texts = listed.read() if isinstance(listed, LongArray) else listed or []
-    numbers = {name: checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id") for key, name in SPECIAL.items()}
-    return {
-        name: (number, str(texts[number]))
-        for name, number in numbers.items()
-        if isinstance(number, int) and number < len(texts)
-    }

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.checkpoint import Checkpoint
+from workbench.checkpoint.gguf import LongArray
 from workbench.exceptions import WorkbenchError, need
 
 PROGRAM = Path(__file__).with_name("render.py")
@@ -20,6 +22,7 @@ SECONDS = 1.5  # for a template that needs a millisecond; the whole call stays u
 STARTING = 20.0  # for Python itself, on a machine that is busy
 MEMORY = 64 << 20  # bytes a template may take beyond the interpreter
 LONGEST = 4_000_000  # characters of a rendered conversation
+SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}  # in a GGUF
 KEPT = ("SYSTEMROOT", "TZ")  # Windows needs the first to start Python; the second is for strftime_now
 
 
@@ -73,6 +76,24 @@ def render(template: str, variables: Mapping[str, Any], *, model: str) -> str:
         if refused
         else "open another copy of the model, or one without a chat template",
     )
+
+
+def special_tokens(gguf: Checkpoint, which: Iterable[str] = tuple(SPECIAL)) -> dict[str, tuple[int, str]]:
+    """Special tokens of a GGUF by llama.cpp's names (bos, eos, eot, ...) -> (number, text); those it does not
+    have are left out."""
+    listed = gguf.metadata.get("tokenizer.ggml.tokens")
+    texts = listed.read() if isinstance(listed, LongArray) else listed or []
+    numbers = {name: gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in which}
+    return {
+        name: (number, str(texts[number]))
+        for name, number in numbers.items()
+        if isinstance(number, int) and 0 <= number < len(texts)
+    }
+
+
+def by_name(special: Mapping[str, tuple[int, str]]) -> dict[str, str]:
+    """What `special_tokens` found, by the names that templates have for it: bos_token and so on -> text."""
+    return {SPECIAL[name]: text for name, (_, text) in special.items() if name in SPECIAL}
 
 
 def _ask(question: bytes, model: str) -> bytes:

@@ -10,60 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench import files
-from workbench.checkpoint import Checkpoint, load
-from workbench.checkpoint.gguf import LongArray
+from workbench.checkpoint import load
+from workbench.engines.modelfile import modelfile
 from workbench.exceptions import WorkbenchError
 from workbench.planning import Plan
 from workbench.writing import converter, header
-
-# A mark of a chat template's family -> the same in Go's template language, as Ollama's library writes it. Ollama
-# finds the others by itself, in the Jinja template that the file carries.
-TEMPLATES = {
-    "<|im_start|>": (
-        "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
-        ("<|im_start|>", "<|im_end|>"),
-    ),
-    "<|start_header_id|>": (
-        "{{- range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    ),
-    "<start_of_turn>": (
-        '{{- range .Messages }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}user{{ end }}\n'
-        "{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
-        ("<start_of_turn>", "<end_of_turn>"),
-    ),
-}
-_ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-_PLAIN = re.compile(r"[^\x00-\x1f\x7f\"\\]{1,100}")  # a stop word that needs no escape in a Modelfile
-
-
-def modelfile(model: Checkpoint, file: Path, *, context: int = 4096) -> str:
-    """The Modelfile by which `ollama create name -f Modelfile` (or llama.cpp's tools) takes a GGUF beside it.
-
-    Args:
-        model: the GGUF, opened.
-        context: the context length that Ollama starts it with, in tokens.
-    """
-    lines = [f"FROM ./{file.name}"]
-    stops = [word for word in _end_tokens(model) if _PLAIN.fullmatch(word)]
-    template = model.chat_template or ""
-    known = next((mark for mark in TEMPLATES if mark in template), None)
-    if known is not None:
-        text, own = TEMPLATES[known]
-        lines.append(f'TEMPLATE """{text}"""')
-        stops += own
-    longest = model.config.get("max_position_embeddings")
-    lines.append(f"PARAMETER num_ctx {min(context, longest) if isinstance(longest, int) else context}")
-    lines += [f'PARAMETER stop "{word}"' for word in dict.fromkeys(stops)]
-    return "\n".join(lines) + "\n"
-
-
-def _end_tokens(model: Checkpoint) -> list[str]:
-    tokens = model.metadata.get("tokenizer.ggml.tokens")
-    words = tokens.read() if isinstance(tokens, LongArray) else tokens or []
-    numbers = [number for key in _ENDS if isinstance(number := model.metadata.get(key), int)]
-    return [words[number] for number in numbers if 0 <= number < len(words)]
 
 
 def tensor_types(plan: Plan) -> str:

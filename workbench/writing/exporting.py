@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +19,13 @@ import numpy as np
 from workbench import figures, files, fit
 from workbench.checkpoint import Checkpoint, TensorInfo, gguf, load_steps, values
 from workbench.exceptions import WorkbenchError
-from workbench.formats import Format
 from workbench.formats.rows import chunks
 from workbench.planning import Plan, Spec, of_plan, plan_for
 from workbench.progress import Progress, Steps, drain
+from workbench.writing import beside as others
 from workbench.writing import converter, header, stored
-
-# llama.cpp's numbers of file types (`enum llama_ftype`, include/llama.h), by recipe or by the type of most weights
-FILE_TYPES = {
-    **{"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18},
-    **{"Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17},
-    **{"Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25},
-    **{"IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38},
-}
-ROOM = 16 << 20  # bytes that a disk should keep beside the file
+from workbench.writing.checks import check, check_room, check_target, check_tokenizer
+from workbench.writing.layout import Layout, laid_out
 
 
 @dataclass(frozen=True)
@@ -44,12 +36,14 @@ class Exported:
         path: where it is.
         nbytes: bytes of the file; `data`: of its tensors alone, without metadata and padding.
         types: how many tensors have each type.
+        beside: what was written next to it for other programs: "Modelfile", "plan", "recipe", "importance" -> where.
     """
 
     path: Path
     nbytes: int
     data: int
     types: dict[str, int]
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -67,6 +61,7 @@ def export(
     importance: Mapping[str, np.ndarray] | None = None,
     about_importance: str = "",
     threads: int | None = None,
+    beside: bool | Iterable[str] = False,
     anyway: bool = False,
 ) -> Exported:
     """Write a plan, or a model in a recipe or format, as a GGUF file that llama.cpp, Ollama and their relatives run.
@@ -84,7 +79,10 @@ def export(
             default the plan's own: one made from a card is written with what it was priced with.
         about_importance: what it was measured on, recorded in the file.
         threads: that encode; as many as this process may use by default.
-        anyway: go ahead although memory may not do.
+        beside: write next to the file what other programs want: True for all, or some of "Modelfile" (for
+            Ollama), "plan" (its JSON), "recipe" (the same for llama-quantize) and "importance" (the importance
+            matrix in llama.cpp's form, where there is one).
+        anyway: go ahead although memory may not do, or without a tokenizer.
 
     Memory is a few runs of rows a thread, whatever the model's size.
 
@@ -94,7 +92,14 @@ def export(
             that failed.
     """
     steps = export_steps(
-        source, path, format, importance=importance, about_importance=about_importance, threads=threads, anyway=anyway
+        source,
+        path,
+        format,
+        importance=importance,
+        about_importance=about_importance,
+        threads=threads,
+        beside=beside,
+        anyway=anyway,
     )
     return drain(steps, label=f"writing {Path(path).name}")
 
@@ -107,6 +112,7 @@ def export_steps(
     importance: Mapping[str, np.ndarray] | None = None,
     about_importance: str = "",
     threads: int | None = None,
+    beside: bool | Iterable[str] = False,
     anyway: bool = False,
 ) -> Steps[Exported]:
     """`export`, yielding the bytes written and then checked; closing it leaves no half file."""
@@ -114,11 +120,27 @@ def export_steps(
     target, model = Path(path), plan.checkpoint
     if importance is None:
         importance, about_importance = plan.importance, about_importance or plan.importance_of
-    _check_target(model, target)
+    check_target(model, target)
     check(plan, importance)
+    if not anyway:
+        check_tokenizer(model)
+    known = [kind for kind in others.ENDINGS if kind != "importance" or importance]
+    kinds = known if beside is True else list(beside or ())
+    others.paths(target, kinds)  # raises for a kind that is none
+    made = yield from _whole_steps(plan, target, importance, about_importance, threads, anyway)
+    if not kinds:
+        return made
+    return replace(made, beside=others.write(target, kinds, plan, importance=importance, dataset=about_importance))
+
+
+def _whole_steps(
+    plan: Plan, target: Path, importance: Mapping[str, np.ndarray], about: str, threads: int | None, anyway: bool
+) -> Steps[Exported]:
+    """Write a plan of a GGUF, or of a folder that becomes one first."""
+    model = plan.checkpoint
     if model.kind == "gguf":
-        return (yield from _export_steps(model, plan, target, importance, about_importance, threads, anyway))
-    _check_room(target, converter.size_of(model) + plan.nbytes)
+        return (yield from _export_steps(model, plan, target, importance, about, threads, anyway))
+    check_room(target, converter.size_of(model) + plan.nbytes)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=target.name + ".tmp-", dir=target.parent) as scratch:
         converted = yield from converter.converted_steps(model, Path(scratch) / "source.gguf")
@@ -126,7 +148,7 @@ def export_steps(
         there = plan_for(converted, {names[name]: format for name, format in plan.formats.items()})
         there = replace(there, name=plan.name)
         weighed = {names[name]: each for name, each in importance.items() if name in names}
-        return (yield from _export_steps(converted, there, target, weighed, about_importance, threads, anyway))
+        return (yield from _export_steps(converted, there, target, weighed, about, threads, anyway))
 
 
 def _export_steps(
@@ -134,62 +156,24 @@ def _export_steps(
     plan: Plan,
     target: Path,
     importance: Mapping[str, np.ndarray],
-    about_importance: str,
+    about: str,
     threads: int | None,
     anyway: bool,
 ) -> Steps[Exported]:
     """Write a plan of a GGUF."""
-    laid = _laid_out(model, plan, importance, about_importance)
+    laid = laid_out(model, plan, importance, about)
     for info in laid.tensors:
         if info.problem:
             raise WorkbenchError(f"{model.name}, tensor {info.name}", info.problem)
     what = f"writing {target.name}, of which each thread holds a few runs of rows,"
     fit.ask(stored.held(laid.tensors, threads), what, "cpu", instead="fewer threads", anyway=anyway)
-    _check_room(target, laid.nbytes)
+    check_room(target, laid.nbytes)
     with files.whole(target) as temporary:
         hashes = yield from _write(temporary, laid, model, plan, threads)
         yield from _read_back(temporary, laid, hashes)
         yield from _compare(temporary, model, laid.tensors)
     types = Counter(entry.encoding for entry in laid.entries)
     return Exported(target, laid.nbytes, sum(entry.nbytes for entry in laid.entries), dict(types.most_common()))
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A file before it is written: its head, and its tensors in their order."""
-
-    tensors: list[TensorInfo]
-    entries: list[header.Entry]
-    metadata: dict[str, bytes]
-    alignment: int
-    importance: dict[str, np.ndarray]
-    head: bytes
-    offsets: list[int]
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.head) + sum(header.padded(entry.nbytes, self.alignment) for entry in self.entries)
-
-
-def _laid_out(model: Checkpoint, plan: Plan, importance: Mapping[str, np.ndarray], about: str) -> _Layout:
-    tensors = sorted([*model.tensors.values(), *model.extras.values()], key=lambda info: (info.file, info.offset))
-    entries = [_entry(info, plan.formats.get(info.name)) for info in tensors]
-    used = _importance_used(plan, importance)
-    metadata = _metadata(model, plan, used, about)
-    alignment = int(model.metadata.get("general.alignment", 32))
-    return _Layout(tensors, entries, metadata, alignment, used, *header.head(metadata, entries, alignment))
-
-
-def nbytes_of(plan: Plan, importance: Mapping[str, np.ndarray] | None = None, about_importance: str = "") -> int:
-    """Bytes of the file that `export` would write; the arguments are those of `export`.
-
-    Exact for a plan of a GGUF. A folder's plan is exact for its tensors, without the head that the converter makes.
-    """
-    if plan.checkpoint.kind != "gguf":
-        return plan.nbytes
-    if importance is None:
-        importance, about_importance = plan.importance, about_importance or plan.importance_of
-    return _laid_out(plan.checkpoint, plan, importance, about_importance).nbytes
 
 
 # --- before a file is touched -----------------------------------------------------------------
@@ -204,86 +188,10 @@ def _plan_steps(source: Plan | Checkpoint | str, format: Spec | None) -> Steps[P
     return plan_for(source if isinstance(source, Checkpoint) else (yield from load_steps(source)), format)
 
 
-def unwritable(plan: Plan) -> list[str]:
-    """The plan's formats that a GGUF file cannot hold."""
-    found = {format.name for format in plan.formats.values() if not _in_gguf(format)}
-    return sorted(found)
-
-
-def _in_gguf(format: Format) -> bool:
-    return format.family == "ggml" or format.name in ("F32", "F16", "BF16")
-
-
-def _check_target(model: Checkpoint, target: Path) -> None:
-    if target.is_dir() or not target.name:
-        raise WorkbenchError(target, "it is a folder", allowed="the path of a file, such as model-Q4_K_M.gguf")
-    for file in {info.file for info in (*model.tensors.values(), *model.extras.values())}:
-        if target.exists() and target.samefile(file):
-            raise WorkbenchError(target, "it is a file of the model itself", do="give the new file another name")
-
-
-def check(plan: Plan, importance: Mapping[str, np.ndarray]) -> None:
-    """Raise WorkbenchError for a plan that cannot become a GGUF: a format it has not, an importance that is missing."""
-    for name, format in plan.formats.items():
-        if not _in_gguf(format):
-            raise WorkbenchError(name, f"GGUF files have no {format.name}", allowed="ggml's types, F32, F16, BF16")
-        needed = format.importance == "required" and not stored.is_copied(plan.checkpoint.tensors[name], format)
-        if needed and importance.get(name) is None:
-            raise WorkbenchError(
-                name, f"{format.name} cannot be made without an importance matrix", do="pass importance=..."
-            )
-
-
-def _check_room(target: Path, nbytes: int) -> None:
-    folder = target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < nbytes + ROOM:
-        raise WorkbenchError(
-            target,
-            f"the file will have {figures.size(nbytes)}, and {folder} has {figures.size(free)} free",
-            do="free some space, write elsewhere, or choose a smaller plan",
-        )
-    if not os.access(folder, os.W_OK):
-        raise WorkbenchError(target, f"{folder} cannot be written to", do="choose another folder")
-
-
 # --- what is written --------------------------------------------------------------------------
 
 
-def _entry(info: TensorInfo, used: Format | None) -> header.Entry:
-    copied = used is None or stored.is_copied(info, used)
-    encoding = info.encoding if copied or used is None else used.name
-    return header.Entry(info.name, info.shape, encoding, stored.nbytes(info, used))
-
-
-def _importance_used(plan: Plan, importance: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The importance of the tensors whose format makes use of it."""
-    return {
-        name: importance[name]
-        for name, format in plan.formats.items()
-        if format.importance != "unused" and importance.get(name) is not None
-    }
-
-
-def _metadata(model: Checkpoint, plan: Plan, used: Mapping[str, np.ndarray], about: str) -> dict[str, bytes]:
-    weights: Counter[str] = Counter()
-    for name, format in plan.formats.items():
-        weights[format.name] += model.tensors[name].params
-    most = weights.most_common(1)[0][0] if weights else ""
-    own: dict[str, header.Value] = {"general.quantization_version": 2}
-    file_type = FILE_TYPES.get(plan.name, FILE_TYPES.get(most))
-    if file_type is not None:
-        own["general.file_type"] = file_type
-    if used:
-        own["quantize.imatrix.entries_count"] = len(used)
-        own["quantize.imatrix.dataset"] = about or "not named"
-    taken = header.taken_over(model.path, ("split.", "quantize.imatrix.", *own))
-    return taken | header.entries_of(own)
-
-
-def _write(temporary: Path, laid: _Layout, model: Checkpoint, plan: Plan, threads: int | None) -> Steps[list[str]]:
+def _write(temporary: Path, laid: Layout, model: Checkpoint, plan: Plan, threads: int | None) -> Steps[list[str]]:
     """Write everything; gives a hash of each tensor's bytes."""
     entries, alignment = laid.entries, laid.alignment
     expected = {entry.name: entry.nbytes for entry in entries}
@@ -310,7 +218,7 @@ def _write(temporary: Path, laid: _Layout, model: Checkpoint, plan: Plan, thread
 # --- and read back ----------------------------------------------------------------------------
 
 
-def _read_back(temporary: Path, laid: _Layout, hashes: list[str]) -> Steps[None]:
+def _read_back(temporary: Path, laid: Layout, hashes: list[str]) -> Steps[None]:
     """Raise unless the file's header says what was planned and every tensor's bytes are those that were written."""
     found = gguf.read_header(temporary)
     entries, data = laid.entries, len(laid.head)
