@@ -242,6 +242,7 @@ def test_what_can_be_reached_is_the_front_and_with_locks_never_better(draft: Dra
     front = draft.front.frame.query("kind == 'front'")
     nbytes, kl = draft.reach()
     assert nbytes.tolist() == front.nbytes.tolist()
+    assert draft.span == (nbytes[0], nbytes[-1])
     assert kl == pytest.approx(front.kl.to_numpy())
     draft.assign(draft.rows("*v_proj*"), "Q2_K")
     draft.lock(draft.rows("*v_proj*"))

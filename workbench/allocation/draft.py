@@ -134,6 +134,14 @@ class Draft:
         """The best mixes of the question, without locks, and what people take who do not ask it."""
         return Front.of(self.plan)
 
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """Bytes of the smallest mix, and of the smallest of those that cost least: between them lies the front."""
+        sack = self.choices.knapsack
+        ends = sack.smallest, sack.path.mix(len(sack.path.price))
+        low, high = (self.choices.rest + int(sack.nbytes[end].sum()) for end in ends)
+        return low, high
+
     def reach(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Bytes and predicted KL of the best mixes around what is locked, from the smallest on."""
         free = self._free()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from workbench import figures, formats
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 # From few bits to many, dark to light: in this order colour-blind readers, and a grey print, keep them apart.
-SCALE = "Cividis"
+SCALE = "Plasma"
+ENDS = (0.05, 0.93)  # of the scale: its first step is hardly a colour, its last one glares
 MARKS = {
     # kind -> what it is called, its colour (Okabe and Ito's), its symbol
     "uniform": ("one format for all", "#D55E00", "square"),
@@ -30,13 +32,12 @@ def heatmap(table: pd.DataFrame, *, title: str = "") -> go.Figure:
             (experts) show the format that most of them have.
     """
     import plotly.graph_objects as go
-    from plotly.colors import sample_colorscale
     from plotly.subplots import make_subplots
 
-    used = sorted(table.format.unique(), key=lambda name: (formats.get(name).bits, name))
+    found = colours(table.format.unique())
+    used = list(found)
     number = {name: place for place, name in enumerate(used)}
-    colours = sample_colorscale(SCALE, [place / max(len(used) - 1, 1) for place in number.values()])
-    steps = [[(place + side) / len(used), colour] for place, colour in enumerate(colours) for side in (0, 1)]
+    steps = [[(place + side) / len(used), colour] for place, colour in enumerate(found.values()) for side in (0, 1)]
     roles = figures.roles_of(table)
     apart = list(table.loc[table.layer.isna(), "role"].unique())
     widths = [max(len(roles), 1), max(len(apart), 1) * 0.9]
@@ -77,6 +78,16 @@ def heatmap(table: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.update_yaxes(title_text="layer", autorange="reversed", type="category", row=1, col=1)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
     return figure
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Format -> its colour, "rgb(r, g, b)", ascending in bits."""
+    from plotly.colors import sample_colorscale
+
+    ordered = sorted(names, key=lambda name: (formats.get(name).bits, name))
+    step = (ENDS[1] - ENDS[0]) / max(len(ordered) - 1, 1)
+    places = [ENDS[0] + place * step for place in range(len(ordered))]
+    return dict(zip(ordered, sample_colorscale(SCALE, places), strict=True))
 
 
 def _bits(name: str) -> str:

@@ -18,6 +18,10 @@ from workbench.exceptions import WorkbenchError
 
 Text: TypeAlias = "str | Path | Sequence[str]"
 
+# The project's own text, for whoever has none at hand: in a clone, and in the installed package.
+SAMPLE = next(
+    (path for up in (2, 1) if (path := Path(__file__).parents[up] / "data" / "calibration.txt").exists()), Path()
+)
 LONGEST = 1 << 28  # bytes of a file: WikiText-103 has twice as many, and nobody measures on all of it
 
 # Pre-tokenizers of GGUFs after which llama.cpp adds a beginning where the file does not say (its llama-vocab.cpp).

@@ -8,8 +8,23 @@ from workbench.panels.grid import Grid
 from workbench.panels.inspect import Inspect
 from workbench.panels.jobs import Jobs
 from workbench.panels.load import Load
+from workbench.panels.plan import Plan
 from workbench.panels.quantize import Quantize
 from workbench.panels.session import Session
 from workbench.panels.side import Side
 
-__all__ = ["App", "Chat", "Export", "Fit", "Grid", "Inspect", "Jobs", "Load", "Quantize", "Session", "Side", "app"]
+__all__ = [
+    "App",
+    "Chat",
+    "Export",
+    "Fit",
+    "Grid",
+    "Inspect",
+    "Jobs",
+    "Load",
+    "Plan",
+    "Quantize",
+    "Session",
+    "Side",
+    "app",
+]

@@ -16,13 +16,15 @@ from workbench.panels.inspect import Inspect
 from workbench.panels.load import Load
 from workbench.panels.panel import Panel, Shown
 from workbench.panels.parts import Markup, tag, together
+from workbench.panels.plan import Plan
 from workbench.panels.quantize import Quantize
 from workbench.panels.session import Session
 
 if TYPE_CHECKING:
     from workbench.measure.errors import ErrorTable
 
-PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Export, Chat)
+
+PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Plan, Export, Chat)
 
 
 def app(
@@ -57,13 +59,19 @@ class App(Shown):
 
     Attributes:
         session: what the panels share; observe it, or set it from code.
-        load, fit, quantize, inspect, export, chat: the panels.
+        load, fit, quantize, inspect, plan, export, chat: the panels.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.load, self.fit, self.quantize, self.inspect, self.export, self.chat = (panel(session) for panel in PANELS)
-        self.panels: list[Panel] = [self.load, self.fit, self.quantize, self.inspect, self.export, self.chat]
+        self.load, self.fit, self.quantize, self.inspect = (
+            Load(session),
+            Fit(session),
+            Quantize(session),
+            Inspect(session),
+        )
+        self.plan, self.export, self.chat = Plan(session), Export(session), Chat(session)
+        self.panels: list[Panel] = [getattr(self, panel.title.lower()) for panel in PANELS]
         self._code = self.load._code
         self._head = parts.html_box("wb-grow")
         self._steps = [

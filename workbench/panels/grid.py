@@ -28,13 +28,18 @@ ROW_LEAST, ROW_MOST = 8, 20
 View = dict[str, Any]
 
 
+def script(*names: str) -> str:
+    """Files of this folder as one module, since a widget's cannot import another."""
+    return "\n".join(Path(__file__).with_name(name).read_text() for name in names)
+
+
 class Grid(anywidget.AnyWidget):
     """The heatmap. `view` is drawn; `selected` is the tensor chosen by mouse or keyboard.
 
     Arrows, Home, End, PageUp and PageDown move; Enter and the space bar select.
     """
 
-    _esm = Path(__file__).with_name("grid.js")
+    _esm = script("grid.js", "inspect.js")
     _css = Path(__file__).with_name("grid.css")
 
     view = traitlets.Dict().tag(sync=True)
@@ -51,7 +56,7 @@ def view_of(frame: pd.DataFrame, metric: str, format: str, against: str | None =
     """
     rows = frame[frame.format == format]
     base = None if against is None else frame[frame.format == against].set_index("tensor")[metric]
-    scale = _Scale.of(frame[metric], metric) if base is None else _Scale.ratios(rows, base, metric, format, against)
+    scale = Scale.of(frame[metric], metric) if base is None else Scale.ratios(rows, base, metric, format, against)
     roles = figures.roles_of(frame)
     cells = {where: _cell(some, metric, scale, base, against) for where, some in _together(rows)}
     layers = sorted({layer for layer, _ in cells if layer is not None})
@@ -66,12 +71,17 @@ def view_of(frame: pd.DataFrame, metric: str, format: str, against: str | None =
     said = f"corner: stored in another format, because the shape does not fit ({fallbacks} of {len(rows)} matrices)"
     return {
         "title": f"{figures.METRICS[metric]}, {format}" + (f" against {against}" if against else ""),
-        "columns": [{"name": role.removesuffix("_proj"), "group": _group(role)} for role in roles],
+        "columns": columns(roles),
         "rows": head + middle + tail,
-        "row_height": max(ROW_LEAST, min(ROW_MOST, HEIGHT // max(len(layers), 1) - 2)),
+        "row_height": row_height(len(layers)),
         "scale": scale.legend(),
         "fallbacks": said if fallbacks else "",
     }
+
+
+def row_height(layers: int) -> int:
+    """Pixels of a layer's row."""
+    return max(ROW_LEAST, min(ROW_MOST, HEIGHT // max(layers, 1) - 2))
 
 
 def value_text(value: float | None, metric: str) -> str:
@@ -93,13 +103,20 @@ def plain(value: float) -> str:
 ATTENTION = ("qkv_proj", "q_proj", "k_proj", "v_proj", "o_proj")
 
 
+def columns(roles: Sequence[str]) -> list[View]:
+    """The heads of the grid."""
+    return [{"name": role.removesuffix("_proj"), "group": _group(role)} for role in roles]
+
+
 def _group(role: str) -> str:
     return "attention" if role in ATTENTION else "feed-forward"
 
 
+APART = {"embed_tokens": "embedding", "lm_head": "head"}
+
+
 def _apart(role: str, cells: dict[tuple[int | None, str], View]) -> View:
-    label = {"embed_tokens": "embedding", "lm_head": "head"}.get(role, role)
-    return {"label": label, "apart": True, "cells": [cells[None, role]]}
+    return {"label": APART.get(role, role), "apart": True, "cells": [cells[None, role]]}
 
 
 def _together(rows: pd.DataFrame) -> Iterable[tuple[tuple[int | None, str], list[Any]]]:
@@ -111,7 +128,7 @@ def _together(rows: pd.DataFrame) -> Iterable[tuple[tuple[int | None, str], list
     return places.items()
 
 
-def _cell(rows: Sequence[Any], metric: str, scale: _Scale, base: pd.Series | None, against: str | None) -> View:
+def _cell(rows: Sequence[Any], metric: str, scale: Scale, base: pd.Series | None, against: str | None) -> View:
     """One cell. Of several matrices in one place (experts) it has their mean by weights, and selects the worst."""
     value = _mean([getattr(row, metric) for row in rows], rows)
     other = None if base is None else _mean([base[row.tensor] for row in rows], rows)
@@ -152,7 +169,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value and base else None  # a ratio with an error of zero says nothing
 
 
-class _Scale:
+class Scale:
     """Values to places on a log scale (0 to 1), and places to colours; from the axis of the same plotly figure."""
 
     def __init__(self, axis: dict[str, Any], colors: Sequence[str], label: str, log: Callable[[float], float]) -> None:
@@ -162,16 +179,16 @@ class _Scale:
         self.ticks = dict(zip(axis["colorbar"]["tickvals"], axis["colorbar"]["ticktext"], strict=True))
 
     @classmethod
-    def of(cls, values: pd.Series, metric: str) -> _Scale:
+    def of(cls, values: pd.Series, metric: str) -> Scale:
         """From the smallest to the largest value above zero."""
         import plotly.colors
 
-        unit = "" if metric in ("bytes", "bits_per_weight") else " (1: nothing left)"
+        unit = "" if metric in ("bytes", "bits_per_weight", "cost") else " (1: nothing left)"
         colors = getattr(plotly.colors.sequential, figures.SCALE)
         return cls(figures.log_axis(values, metric), colors, figures.METRICS[metric] + unit, math.log10)
 
     @classmethod
-    def ratios(cls, rows: pd.DataFrame, base: pd.Series, metric: str, format: str, against: str | None) -> _Scale:
+    def ratios(cls, rows: pd.DataFrame, base: pd.Series, metric: str, format: str, against: str | None) -> Scale:
         """In doublings around "equal": blue where `format` does better, orange where it does worse."""
         found = [_ratio(getattr(row, metric), base[row.tensor]) for row in rows.itertuples()]
         furthest = max([1.0, *(abs(math.log2(ratio)) for ratio in found if ratio)])
