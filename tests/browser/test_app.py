@@ -115,19 +115,37 @@ def test_load_measure_cancel_look_and_chat(demo: Checkpoint, chromium: Browser, 
         step(page, "Quantize")
         picture(page, "quantize")
 
-        # A reply streams in, with its speed.
-        step(page, "Chat")
+        # What is chosen is written as a file, from the keyboard, with the commands that run it elsewhere.
+        step(page, "Export")
+        expect(page.locator(".wb-facts:visible")).to_contain_text("166 as Q5_0")
+        page.get_by_label("File", exact=True).locator("visible=true").focus()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.locator(".wb-done:visible")).to_contain_text(
+            "Written and checked: SmolLM2-135M-Instruct-Q4_K_M.gguf"
+        )
+        assert (tmp_path / "SmolLM2-135M-Instruct-Q4_K_M.gguf").stat().st_size > 100e6
+        expect(page.locator(".wb-way:visible")).to_have_count(5)
+        picture(page, "export")
+
+        # The file answers in llama.cpp: its reply streams in, with its speed.
+        button(page, "Talk to it in llama.cpp").click()
         button(page, "Send").click()
         expect(page.locator(".wb-answer:visible")).to_contain_text("tokens/s")
         expect(page.locator(".wb-text:visible").last).not_to_be_empty()
+        expect(page.locator(".wb-speeds:visible tbody tr")).to_have_count(1)
 
-        # The same prompt to two formats, with the first token that differs.
-        page.locator(".widget-dropdown:visible select").nth(1).select_option("Q2_K")
+        # The same prompt to another format in another engine, with the first token that differs.
+        page.get_by_label("Compare with").locator("visible=true").select_option("Q2_K")
         page.locator(".widget-textarea:visible textarea").first.fill("Name three uses of copper.")
         page.locator(".widget-textarea:visible textarea").first.blur()
         button(page, "Send").click()
         expect(page.locator(".wb-verdict:visible")).to_contain_text("token")
+        expect(page.locator(".wb-speeds:visible tbody tr")).to_have_count(3)
         picture(page, "chat")
+        assert page.evaluate(
+            "[...document.querySelectorAll('.wb-app')].every(app => app.scrollWidth <= app.clientWidth)"
+        )
 
         hosts = {urlsplit(url).hostname for url in page.asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
         assert hosts == {"127.0.0.1"}
