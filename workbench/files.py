@@ -46,6 +46,20 @@ def inside(folder: Path, name: str) -> Path:
     return folder / part
 
 
+def place(typed: str) -> Path:
+    """The path that a user typed, with ~ resolved.
+
+    Raises:
+        WorkbenchError: nothing on this machine can have such a path.
+    """
+    try:
+        path = Path(typed).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as reason:  # too long, a zero byte, no such user
+        raise WorkbenchError(typed[:200], f"no file can be there ({reason!s:.100})", do="give another path") from None
+    return path
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written under `folder`, which need not exist yet."""
     folder = folder.absolute()
@@ -56,10 +70,18 @@ def free_bytes(folder: Path) -> int:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Write to a temporary neighbour of `path`, which replaces it only if the block ends well."""
+    """Write to a temporary neighbour of `path`, which replaces it only if the block ends well.
+
+    Raises:
+        WorkbenchError: no file can be made there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name + ".tmp-", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=path.name + ".tmp-", dir=path.parent)
+    except OSError as reason:
+        found = f"it cannot be written ({reason.strerror or reason})"
+        raise WorkbenchError(path, found, do="choose another folder, or a shorter name") from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -135,7 +135,8 @@ def test_an_importance_that_is_needed_comes_from_the_measured_text(session, tmp_
         ("model.bin", "ending in .gguf"),
         (os.curdir + "/folder.gguf", "it is a folder"),
         ("own.gguf", "a file of the model itself"),
-        ("file/model.gguf", "file"),
+        ("file/model.gguf", "cannot be written to (Not a directory)"),
+        ("/proc/nowhere/model.gguf", "cannot be written"),
     ],
 )
 def test_a_place_that_will_not_do_is_named_and_the_panel_goes_on(session, path, said):
@@ -150,6 +151,7 @@ def test_a_place_that_will_not_do_is_named_and_the_panel_goes_on(session, path, 
     panel.run()
     assert session.jobs.wait(60)
     assert said in panel.strip.said.value
+    assert "Traceback" not in panel.strip.said.value
     assert session.checkpoint.path.read_bytes() == before
     assert session.files == {}
     assert panel.written is None
@@ -157,6 +159,17 @@ def test_a_place_that_will_not_do_is_named_and_the_panel_goes_on(session, path, 
     panel.run()
     finished(session)
     assert Path("good.gguf").is_file()
+
+
+@pytest.mark.parametrize("path", ["x" * 300 + ".gguf", "~nobody-of-that-name/x.gguf"])
+def test_a_path_that_no_file_can_have_is_told_before_anything_is_asked(session, path):
+    panel = panels.Export(session)
+    panel.path.value = path
+    assert "no file can be there" in panel.refused.value
+    assert panel.write.disabled
+    panel.path.value = "good.gguf"
+    assert panel.refused.value == ""
+    assert not panel.write.disabled
 
 
 def test_a_full_disk_is_named_with_what_is_needed_and_what_is_free(session, monkeypatch):

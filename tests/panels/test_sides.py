@@ -98,12 +98,33 @@ def test_the_opened_file_runs_as_it_is_with_the_options_that_were_chosen(session
     assert result_of(panel.code).text == turn.replies[0].text
 
 
+def test_keys_and_values_are_kept_as_chosen_in_transformers_too(session):
+    session.first = Side("original")
+    panel = chat_of(session)
+    picker = panel.first
+    assert picker.keys.value == ""
+    assert picker.context.layout.display == "none"
+    picker.keys.value = "q8_0"
+    assert session.first.kv == ("q8_0", "f16")
+    turn = asked(panel, "hi there")
+    assert "chat = wb.run(model, kv=('q8_0', 'f16'))" in turn.code
+    assert "q8_0" in turn.whats[0]
+    picker.keys.value, picker.values.value = "", ""
+    picker.values.value = ""
+    assert session.first.kv in (None, ("f16", "f16"))
+
+
 def test_any_gguf_file_can_be_named_and_one_that_is_not_there_is_told(session, path):
     panel = chat_of(session)
     panel.first.what.value = FILE
     assert session.first.engine == "llama.cpp"
     assert session.format == "Q4_K_M"  # what Export writes is as it was
-    for wrong, said in (("", "none is named"), ("other.txt", "no GGUF file"), ("none.gguf", "no such file")):
+    for wrong, said in (
+        ("x" * 300 + ".gguf", "no file can be there"),
+        ("", "none is named"),
+        ("other.txt", "no GGUF file"),
+        ("none.gguf", "no such file"),
+    ):
         panel.first.file.value = wrong
         assert said in panel.first.said.value
         assert panel.send.disabled

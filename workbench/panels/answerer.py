@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from workbench import formats
+from workbench import files, formats
 from workbench.engines import Engine, run_steps
 from workbench.engines.presets import PRESETS
 from workbench.exceptions import WorkbenchError, absent
@@ -116,7 +116,11 @@ class Answerer:
             return self._not_written()
         if not path.endswith(".gguf"):
             return WorkbenchError(path, "it is no GGUF file", allowed="a path that ends in .gguf")
-        if not Path(path).expanduser().is_file():
+        try:
+            there = files.place(path).is_file()
+        except WorkbenchError as error:
+            return error
+        if not there:
             return WorkbenchError(path, "there is no such file", do="give the path of one that is there, or export one")
         return None
 
@@ -160,10 +164,10 @@ class Answerer:
         if side.what == SERVER:
             return side
         if side.engine == LLAMA_CPP or side.what == FILE:
-            there = Path(self.file).expanduser().stat()  # it may have been written anew
+            there = files.place(self.file).stat()  # it may have been written anew
             return side.engine, self.file, there.st_mtime_ns, there.st_size, side.context, side.kv, side.threads
         known = (id(session.card), session.errors and session.errors.calibration) if self.chosen.weighed else ()
-        return side.engine, side.what, id(session.plan) if side.what == PLAN else 0, *known
+        return side.engine, side.what, side.kv, id(session.plan) if side.what == PLAN else 0, *known
 
     def run_steps(self, *, anyway: bool = False) -> Steps[Engine]:
         """`wb.run` of it.
@@ -178,7 +182,7 @@ class Answerer:
         if side.what == SERVER:
             source = side.url or side.engine
         elif side.what == FILE or (side.engine == LLAMA_CPP and side.what != ORIGINAL):
-            source = str(Path(self.file).expanduser())
+            source = str(files.place(self.file))
         spec, importance = None, None
         if side.engine == TRANSFORMERS and side.what != FILE:
             spec, importance = self.chosen.spec, self.chosen.importance
@@ -194,6 +198,8 @@ class Answerer:
             given = named | {"model": side.model, "key": side.key}
         elif side.engine == LLAMA_CPP:
             given = {"engine": side.engine, "context": side.context, "kv": side.kv, "threads": side.threads}
+        else:
+            given = {"kv": side.kv}
         return {name: value for name, value in given.items() if value}
 
     # --- as code -------------------------------------------------------------------------------

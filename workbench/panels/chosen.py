@@ -88,17 +88,6 @@ class Chosen:
         return Means(session.errors.calibration) if self._calibrated else session.card.importance
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the importance was measured on; 0 if that is not known."""
-        if self._own:
-            card = self.session.plan.choices.prices.card
-        elif self._calibrated:
-            return int(self.session.errors.calibration.tokens)
-        else:
-            card = self.session.card
-        return int(card.provenance.get("tokens", 0)) if self.weighed else 0
-
-    @property
     def importance_of(self) -> str:
         """What the importance was measured on; empty if it is made without one."""
         session = self.session

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
-from workbench import figures
+from workbench import figures, files
 from workbench.exceptions import WorkbenchError
 from workbench.panels import parts
 from workbench.panels.chosen import Chosen, offered
@@ -122,6 +123,14 @@ class Export(Panel):
             return {"importance": {}} if chosen.weighed else {}
         return {"importance": chosen.importance, "about_importance": chosen.importance_of}
 
+    def _nowhere(self) -> WorkbenchError | None:
+        """Why no file can have that path."""
+        try:
+            files.place(self.target)
+        except WorkbenchError as error:
+            return error
+        return None
+
     def _refusal(self, plan: Plan) -> WorkbenchError | None:
         """Why it cannot become a file."""
         given = self._given.get("importance")
@@ -136,10 +145,11 @@ class Export(Panel):
 
     def _in_the_way(self) -> list[Path]:
         """Files that would be replaced."""
-        if not self.target:
+        try:
+            path = files.place(self.target)
+        except WorkbenchError:
             return []
-        path = Path(self.target).expanduser()
-        return [each for each in (path, *beside.paths(path, self.kinds).values()) if each.exists()]
+        return [each for each in (path, *beside.paths(path, self.kinds).values()) if each.is_file()]
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -174,14 +184,9 @@ class Export(Panel):
     def _steps(
         self, plan: Plan, chosen: Chosen, target: str, given: dict[str, Any], kinds: list[str], anyway: bool
     ) -> Steps[Written]:
-        path = Path(target).expanduser()
-        file = yield from export_steps(plan, path, anyway=anyway, **given)
-        others = beside.write(path, kinds, plan, **self._beside_given(given, chosen))
-        seconds = self.session.jobs.status.seconds
-        return Written(chosen.name, chosen.label, target, file, seconds, others)
-
-    def _beside_given(self, given: dict[str, Any], chosen: Chosen) -> dict[str, Any]:
-        return {"importance": given.get("importance"), "tokens": chosen.tokens, "dataset": chosen.importance_of}
+        began, path = time.monotonic(), files.place(target)
+        file = yield from export_steps(plan, path, beside=kinds, anyway=anyway, **given)
+        return Written(chosen.name, chosen.label, target, file, time.monotonic() - began)
 
     def _take_nearest(self) -> None:
         def take() -> None:
@@ -221,11 +226,12 @@ class Export(Panel):
         assert plan is not None
         refusal = self._refusal(plan)
         parts.fill(self.facts, self._facts(plan))
-        parts.fill(self.refused, parts.error_markup(refusal, kind="note") if refusal else Markup(""))
+        wrong = refusal or self._nowhere()
+        parts.fill(self.refused, parts.error_markup(wrong, kind="note") if wrong else Markup(""))
         parts.show(self.instead, refusal is not None)
         if refusal is not None:
             self.instead.description = f"Use {nearest(plan)} instead"
-        self.write.disabled = self.busy or refusal is not None
+        self.write.disabled = self.busy or wrong is not None
         parts.show(self.weigh, chosen.weighed)
         self.weigh.description = f"use the importance of each input, from {chosen.importance_of}"
         parts.show(self.also["importance"], self._weighed)
@@ -244,14 +250,14 @@ class Export(Panel):
         if self.written is None:
             return
         parts.fill(self.told, result_markup(self.written))
-        other = self.written.others.get("Modelfile")
+        other = self.written.file.beside.get("Modelfile")
         found: list[Way | None] = [*ways(self.written.path, str(other) if other else "")]
         for (title, code), way in zip(self.ways, [*found, *[None] * (MOST_WAYS - len(found))], strict=True):
             parts.fill(title, tag("div", way.title, cls="wb-hint") if way else Markup(""))
             code.code = way.text if way else ""
 
     def _facts(self, plan: Plan) -> Markup:
-        return facts_markup(self.chosen, plan, self._weighed, self._size(plan), Path(self.target).expanduser())
+        return facts_markup(self.chosen, plan, self._weighed, self._size(plan), self.target)
 
     def _size(self, plan: Plan) -> int:
         """Bytes of the file; counted once for each choice, since it reads the tokenizer."""
@@ -277,15 +283,9 @@ class Export(Panel):
         if self._weighed:
             given = [*chosen.given, f"about_importance={chosen.importance_of!r}"]
         first, *rest = chosen.arguments
+        given += [f"beside={self.kinds!r}"] * bool(self.kinds)
         blocks = [self.session.load_code, *(chosen.blocks if self._weighed or first == "plan" else ())]
-        lines = [*blocks, f"wb.export({', '.join([first, repr(self.target), *rest, *given])})"]
-        if self.kinds:
-            planned = first if first == "plan" else f"wb.plan_for(model, {chosen.name!r})"
-            also = [repr(self.target), repr(self.kinds), planned, *chosen.given * self._weighed]
-            if "importance" in self.kinds:
-                also += [f"tokens={chosen.tokens}", f"dataset={chosen.importance_of!r}"]
-            lines += ["from workbench.writing import beside", f"beside.write({', '.join(also)})"]
-        return "\n".join(lines)
+        return "\n".join([*blocks, f"wb.export({', '.join([first, repr(self.target), *rest, *given])})"])
 
     def still(self) -> Markup:
         if self.session.checkpoint is None:

@@ -23,7 +23,7 @@ from workbench.panels.side import FILE, LLAMA_CPP, NOBODY, SERVER, TRANSFORMERS,
 
 ELSEWHERE = (("a GGUF file ...", FILE), ("a server ...", SERVER))
 NOTHING = ("nothing", NOBODY)
-USUAL_KV = ("f16", "f16")
+OWN_TYPE = {LLAMA_CPP: "f16", TRANSFORMERS: ""}  # of keys and values, unless told otherwise; "": as it computes
 KEYS = re.compile(r"KEY|TOKEN")  # in the name of an environment variable that may hold one
 
 
@@ -63,7 +63,7 @@ class Picker:
         self._sets("context", self.context)
         self._sets("threads", self.threads)
         for menu in (self.keys, self.values):
-            menu.observe(lambda _: self._set(kv=(self.keys.value, self.values.value)), "value")
+            menu.observe(lambda _: self._set(kv=self._kept()), "value")
         self.url = self._sets("url", widgets.Text(description="Address", continuous_update=False))
         self.model = self._sets("model", widgets.Dropdown(description="Model"))
         self.key = self._sets("key", widgets.Dropdown(description="Key in"))
@@ -75,11 +75,15 @@ class Picker:
         self.said = parts.html_box("wb-grow")
         self.export = parts.button("Export it", lambda: export(Answerer(session, self._now).to_export))
         self.decode = parts.button("Use transformers", lambda: self._set(engine=TRANSFORMERS))
-        self._of_llama = parts.box(self.context, self.keys, self.values, self.threads, cls="wb-row")
+        self.more = widgets.ToggleButton(description="Options")
+        self.more.layout.width = "auto"
+        self.more.add_class("wb-link")
+        self.more.observe(lambda _: self.show(False), "value")
+        self._of_local = parts.box(self.context, self.threads, self.keys, self.values, cls="wb-row")
         self._of_server = parts.box(self.url, self.model, self.ask, self.key, cls="wb-row")
         self.widget = parts.box(
-            parts.box(self.what, self.engine, self.file, cls="wb-row"),
-            self._of_llama,
+            parts.box(self.what, self.engine, self.file, self.more, cls="wb-row"),
+            self._of_local,
             self._of_server,
             parts.box(self.said, self.export, self.decode, cls="wb-row"),
             cls="wb-stack wb-side",
@@ -108,6 +112,12 @@ class Picker:
             side = replace(side, file=self.session.file) if what == FILE and not side.file else side
             self._picked(self.side, side)
 
+    def _kept(self) -> tuple[str, str] | None:
+        """The types of keys and values; None for what the engine does by itself."""
+        own = OWN_TYPE.get(self._now.engine, "")
+        chosen = (self.keys.value or own, self.values.value or own)
+        return None if chosen == (own, own) else (chosen[0] or "f16", chosen[1] or "f16")
+
     @property
     def server(self) -> tuple[str, str | None, str | None]:
         """(address or kind, kind, variable of the key), as the server's list of models is asked for."""
@@ -129,21 +139,27 @@ class Picker:
         parts.show(self.export, bool(hindrance and answerer.to_export))
         self.export.description = f"Export {answerer.to_export}" if answerer.to_export else "Export it"
         parts.show(self.decode, bool(hindrance and side.engine == LLAMA_CPP))
-        widgets_of_it = (self.engine, self.file, self.context, self.keys, self.values, self.threads)
+        widgets_of_it = (self.more, self.engine, self.file, self.context, self.keys, self.values, self.threads)
         for widget in (self.what, *widgets_of_it, self.url, self.model, self.key, self.ask, self.export, self.decode):
             widget.disabled = busy
 
     def _show_options(self, side: Side) -> None:
         parts.show(self.engine, side.what != NOBODY)
         parts.show(self.file, side.what == FILE)
-        parts.show(self._of_llama, side.engine == LLAMA_CPP and side.what != NOBODY)
+        local = side.engine in OWN_TYPE and side.what != NOBODY
+        parts.show(self.more, local)
+        parts.show(self._of_local, local and self.more.value)
+        parts.show(self.context, side.engine == LLAMA_CPP)
+        parts.show(self.threads, side.engine == LLAMA_CPP)
         parts.show(self._of_server, side.what == SERVER)
         self.file.value, self.url.value = side.file, side.url
         longest = self.session.checkpoint.config.get("max_position_embeddings") if self.session.checkpoint else None
         self.context.value = side.context or (min(CONTEXT, longest) if isinstance(longest, int) else CONTEXT)
         self.threads.value = side.threads or cores()
-        for menu, name in zip((self.keys, self.values), side.kv or USUAL_KV, strict=True):
-            parts.choose(menu, TYPES_OF[LLAMA_CPP], name)
+        own = OWN_TYPE.get(side.engine, "")
+        types = [(name, name) for name in TYPES_OF[LLAMA_CPP]]
+        for menu, name in zip((self.keys, self.values), side.kv or (own, own), strict=True):
+            parts.choose(menu, types if own else [("as computed", ""), *types], name)
         self.engine.description = "at" if side.what == SERVER else "in"
         if side.what == SERVER:
             preset = PRESETS[side.engine]

@@ -16,6 +16,7 @@ import traitlets
 from workbench import figures, formats
 from workbench.measure.errors import ErrorTable, errors_so_far, errors_steps
 from workbench.panels import parts
+from workbench.panels.chosen import Chosen
 from workbench.panels.grid import plain
 from workbench.panels.panel import Panel
 from workbench.panels.parts import Markup, tag, together
@@ -139,7 +140,7 @@ class Quantize(Panel):
                 for row in rows
             ],
         )
-        return together(table, tag("p", f"Chosen: {self.session.format}"))
+        return together(table, tag("p", f"Chosen: {Chosen(self.session, self.session.format).label}"))
 
 
 def in_order(names: list[str]) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ class Side:
         what: "original", "plan", a recipe's or format's name; "file", "server"; "" for nobody.
         engine: one of `wb.run`'s; of a server, its kind.
         file: for "file", the path of a GGUF.
-        context, kv, threads: for llama.cpp; None is its own choice.
+        kv: the types that keys and values are kept in, in llama.cpp and transformers; None is their own choice.
+        context, threads: for llama.cpp; None is its own choice.
         url, model, key: for a server: its address (empty: where its kind listens), its model (empty: the only
             one), and the name of the environment variable with its key (empty: it wants none).
     """

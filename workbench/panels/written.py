@@ -9,6 +9,7 @@ from pathlib import Path
 
 from workbench import figures, files
 from workbench.checkpoint.tree import shown
+from workbench.exceptions import WorkbenchError
 from workbench.panels import parts
 from workbench.panels.chosen import Chosen
 from workbench.panels.parts import Markup, tag, together
@@ -24,7 +25,6 @@ class Written:
         what: the name of the choice, and what a reader is told for it.
         path: as it was asked for.
         seconds: that it took.
-        others: what was written beside it.
     """
 
     what: str
@@ -32,26 +32,32 @@ class Written:
     path: str
     file: Exported
     seconds: float
-    others: Mapping[str, Path]
 
 
-def facts_markup(chosen: Chosen, plan: Plan, weighed: bool, nbytes: int, target: Path) -> Markup:
+def facts_markup(chosen: Chosen, plan: Plan, weighed: bool, nbytes: int, target: str) -> Markup:
     """What the file will be."""
     mix = Counter(format.name for format in plan.formats.values())
     other = Counter(format.name for format in fallbacks(plan, chosen.spec).values())
     moved = ", ".join(f"{count} as {name}" for name, count in other.most_common())
     about = "" if plan.checkpoint.kind == "gguf" else "about "
-    folder = target.absolute().parent
-    free = files.free_bytes(folder)
     told = [
         ("Matrices", ", ".join(f"{count} × {name}" for name, count in mix.most_common())),
         ("Do not fit", f"{moved}: their rows are no multiple of the format's block" if other else ""),
         ("Importance", _importance(chosen, plan, weighed)),
         ("Size", f"{about}{nbytes:,} bytes ({figures.size(nbytes)}), {plan.bits:.2f} bits per weight"),
-        ("Free on disk", f"{figures.size(free)}{', which is not enough' if free < nbytes else ''}"),
+        ("Free on disk", _free(target, nbytes)),
     ]
     facts = [together(tag("dt", name), tag("dd", shown(value))) for name, value in told if value]
     return tag("div", tag("dl", *facts), cls="wb-facts")
+
+
+def _free(target: str, nbytes: int) -> str:
+    """What may be written where a file shall go; empty where none can go."""
+    try:
+        free = files.free_bytes(files.place(target).absolute().parent)
+    except (WorkbenchError, OSError):
+        return ""
+    return figures.size(free) + (", which is not enough" if free < nbytes else "")
 
 
 def _importance(chosen: Chosen, plan: Plan, weighed: bool) -> str:
@@ -66,7 +72,7 @@ def _importance(chosen: Chosen, plan: Plan, weighed: bool) -> str:
 
 def result_markup(written: Written) -> Markup:
     """What came of an export."""
-    file, others = written.file, [path.name for path in written.others.values()]
+    file, others = written.file, [path.name for path in written.file.beside.values()]
     mix = ", ".join(f"{count} × {name}" for name, count in file.types.items())
     size = f"{file.nbytes:,} bytes ({figures.size(file.nbytes)})"
     lines = [

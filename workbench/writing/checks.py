@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,5 +75,9 @@ def check_room(target: Path, nbytes: int) -> None:
             f"the file will have {figures.size(nbytes)}, and {folder} has {figures.size(free)} free",
             do="free some space, write elsewhere, or choose a smaller plan",
         )
-    if not os.access(folder, os.W_OK):
-        raise WorkbenchError(target, f"{folder} cannot be written to", do="choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as reason:
+        found = f"{folder} cannot be written to ({reason.strerror})"
+        raise WorkbenchError(target, found, do="choose another folder") from None
