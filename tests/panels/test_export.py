@@ -136,7 +136,6 @@ def test_an_importance_that_is_needed_comes_from_the_measured_text(session, tmp_
         (os.curdir + "/folder.gguf", "it is a folder"),
         ("own.gguf", "a file of the model itself"),
         ("file/model.gguf", "cannot be written to (Not a directory)"),
-        ("/proc/nowhere/model.gguf", "cannot be written"),
     ],
 )
 def test_a_place_that_will_not_do_is_named_and_the_panel_goes_on(session, path, said):
