@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 import workbench as wb
 from tests.engines import models
+from workbench.engines import Reply
+from workbench.engines.base import Can
 from workbench.tasks import answering
 from workbench.tasks.benchmarking import benchmark_steps
 
@@ -56,10 +62,105 @@ def test_answers_are_those_of_the_engine_and_are_asked_for_once(model, monkeypat
 
 def test_a_cancelled_run_goes_on_where_it_stopped(model):
     task = wb.task(rows(8), max_tokens=6)
-    steps = benchmark_steps([model], task)
+    steps = benchmark_steps([model], task, parallel=2)
     for step in steps:
         if step.unit == "answer" and step.done >= 2:
             break
     steps.close()
     began = next(step for step in benchmark_steps([model], task) if step.unit == "answer")
     assert 2 <= began.done < 8
+
+
+def test_a_question_that_fails_is_noted_and_ends_nothing_but_itself(model):
+    asked = [*rows(3), {"prompt": "x" * 2000, "answer": 1}]  # longer than the model's context
+    found = wb.benchmark([model, "INT4"], wb.task(asked, max_tokens=4))
+    frame = found.frame()
+    assert frame[frame.example == "4"].error.str.contains("context").all()
+    assert frame[frame.example != "4"].error.eq("").all()
+    assert list(found.table().failed) == [1, 1]
+    assert found.pairs["task", "INT4"].examples == 3
+    assert "1 example has no score" in repr(found)
+
+
+def test_choices_are_compared_by_log_likelihood(model):
+    choices = ["a lamp", "the sea", "no"]
+    found = wb.benchmark(model, wb.task([{"prompt": "What is it?", "choices": choices, "answer": "the sea"}] * 2))
+    outcome = found.reference.outcomes[0][0]
+    with wb.run(model) as engine:
+        ids = engine.prompt([{"role": "user", "content": "What is it?"}])[1]
+        expected = []
+        for choice in choices:
+            more = engine.tokenizer(choice)["input_ids"]
+            logits = engine.model(torch.tensor([[*ids, *more]])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+            expected.append(float(logits.gather(-1, torch.tensor(more)[:, None]).sum().detach()))
+    np.testing.assert_allclose(outcome.said.likelihoods, expected, rtol=1e-4)
+    assert outcome.text == choices[int(np.argmax(expected))]
+    assert outcome.right == (outcome.text == "the sea")
+
+
+class Mute:
+    """An engine of the user's that gives text alone."""
+
+    name, what, can = "mute", "a stand-in", Can()
+    memory_before = memory_after = 0
+    asked = 0
+
+    def __call__(self, prompt, **settings):
+        self.asked += 1
+        if self.asked == 2:
+            raise RuntimeError("it hiccuped")
+        return Reply("It is 4.", (), ("It is 4.",), 3, 0.1, math.nan, "stop")
+
+    def stream(self, prompt, **settings):
+        raise NotImplementedError
+
+    def stop(self):
+        pass
+
+    def close(self):
+        raise AssertionError("an engine of the user's was closed")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_an_engine_that_is_open_is_asked_and_stays_open(model):
+    found = wb.benchmark({"base": model, "own": Mute()}, wb.task(rows(5), max_tokens=4))
+    assert [each.name for each in found.entries] == ["base", "own"]
+    errors = [one.error for one in found.entries[1].outcomes[0]]
+    assert errors == ["", "RuntimeError: it hiccuped", "", "", ""]
+    assert [one.right for one in found.entries[1].outcomes[0]] == [False, None, False, False, True]
+
+
+def test_an_engine_without_likelihoods_is_refused_before_anything_is_asked(model, monkeypatch):
+    engine = Mute()
+    monkeypatch.setattr(answering.Contender, "open_steps", lambda self: pytest.fail("an engine was opened"))
+    with pytest.raises(wb.WorkbenchError, match="row 1 of the list, field 'choices'") as caught:
+        wb.benchmark([model, engine], wb.task([{"prompt": "Is it?", "choices": ["yes", "no"], "answer": "no"}]))
+    assert 'check="letter"' in caught.value.do
+    assert engine.asked == 0
+
+
+def test_a_format_needs_a_checkpoint_before_it():
+    with pytest.raises(wb.WorkbenchError, match="the reference is not a checkpoint"):
+        wb.benchmark([Mute(), "Q4_0"], rows(2))
+
+
+def test_the_flips_are_shown_side_by_side_and_everything_is_escaped(model):
+    task = wb.task([{"prompt": "<b>?", "answer": "x"}] * 4, check=lambda reply, row: 1.0, max_tokens=4, name="<i>")
+    found = wb.benchmark([model, "INT4"], task)
+    outcomes = tuple(replace(one, score=0.0) for one in found.entries[1].outcomes[0][:2])
+    changed = replace(found.entries[1], outcomes=((*outcomes, *found.entries[1].outcomes[0][2:]),))
+    found = replace(found, entries=(found.entries[0], changed))
+    flips = found.flips("INT4")
+    assert len(flips) == 2
+    assert not flips[0].gained
+    assert found.frame().flipped.sum() == 2
+    for page in (found._repr_html_(), flips[0]._repr_html_(), task._repr_html_()):
+        assert "<i>:" not in page
+        assert "<b>?" not in page
+    with pytest.raises(wb.WorkbenchError, match="there is none called 'other'"):
+        found.flips("other")

@@ -80,6 +80,10 @@ class ServerEngine(Answering):
         self.connection, self.preset = connection, preset
         self._threads: list[threading.Thread] = []
 
+    def another(self) -> ServerEngine:
+        """A second engine for the same model, to be asked at the same time."""
+        return ServerEngine(self.connection, self.preset, self.name)
+
     def _free(self) -> None:
         pass  # a connection lives for one reply
 

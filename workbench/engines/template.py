@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ STARTING = 20.0  # for Python itself, on a machine that is busy
 MEMORY = 64 << 20  # bytes a template may take beyond the interpreter
 LONGEST = 4_000_000  # characters of a rendered conversation
 SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}  # in a GGUF
+REMEMBERED = 64_000  # bytes of a conversation that is rendered once for every format of a model that is asked
 KEPT = ("SYSTEMROOT", "TZ")  # Windows needs the first to start Python; the second is for strftime_now
 
 
@@ -61,21 +63,37 @@ def render(template: str, variables: Mapping[str, Any], *, model: str) -> str:
         "seconds": int(SECONDS) + 1,
         "longest": LONGEST,
     }
-    raw = _ask(json.dumps(question).encode("ascii"), model)
+    raw = json.dumps(question).encode("ascii")
+    timeless = len(raw) < REMEMBERED and "strftime_now" not in template
     try:
-        answer = json.loads(raw)
+        return _remembered(raw) if timeless else _rendered(raw)
+    except _Failed as reason:
+        raise WorkbenchError(
+            model,
+            f"its chat template does not work: {reason.problem[:300]}",
+            do="let user and assistant take turns, and give the instruction in the first message of the user"
+            if reason.refused
+            else "open another copy of the model, or one without a chat template",
+        ) from None
+
+
+class _Failed(Exception):
+    """A template that gave no text, and why."""
+
+    def __init__(self, problem: str, refused: bool = False) -> None:
+        self.problem, self.refused = problem, refused
+
+
+def _rendered(question: bytes) -> str:
+    """The text that render.py makes of a question."""
+    try:
+        answer = json.loads(_ask(question))
         if "text" in answer:
             return str(answer["text"]).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
         problem, refused = str(answer["problem"]), "refused" in answer
     except (ValueError, TypeError, KeyError):  # killed, or no longer the program we started
-        problem, refused = f"it did not end within {SECONDS:g} s, or ended its process", False
-    raise WorkbenchError(
-        model,
-        f"its chat template does not work: {problem[:300]}",
-        do="let user and assistant take turns, and give the instruction in the first message of the user"
-        if refused
-        else "open another copy of the model, or one without a chat template",
-    )
+        raise _Failed(f"it did not end within {SECONDS:g} s, or ended its process") from None
+    raise _Failed(problem, refused)
 
 
 def special_tokens(gguf: Checkpoint, which: Iterable[str] = tuple(SPECIAL)) -> dict[str, tuple[int, str]]:
@@ -96,7 +114,10 @@ def by_name(special: Mapping[str, tuple[int, str]]) -> dict[str, str]:
     return {SPECIAL[name]: text for name, (_, text) in special.items() if name in SPECIAL}
 
 
-def _ask(question: bytes, model: str) -> bytes:
+_remembered = lru_cache(maxsize=2048)(_rendered)  # what fails is not remembered
+
+
+def _ask(question: bytes) -> bytes:
     """Run render.py on one question; its answer, cut at what a rendered conversation may need."""
     command = [sys.executable, "-I", "-S", str(PROGRAM), *_folders("jinja2", "markupsafe")]
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -105,9 +126,7 @@ def _ask(question: bytes, model: str) -> bytes:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept
         )
     except OSError as error:
-        raise WorkbenchError(
-            model, f"its chat template could not be rendered: Python did not start ({error})"
-        ) from error
+        raise _Failed(f"Python did not start ({error})") from error
     assert process.stdin is not None
     assert process.stdout is not None
     with process:

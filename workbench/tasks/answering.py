@@ -8,54 +8,19 @@ again next time; it ends nothing but itself.
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from workbench import files
 from workbench.engines import Engine, Reply
 from workbench.exceptions import WorkbenchError
 from workbench.progress import Progress, Steps, in_thread
+from workbench.tasks.asking import Asking, Question, Said
 from workbench.tasks.candidates import Contender
 from workbench.tasks.checks import CHECKS
 from workbench.tasks.task import Task
-from workbench.tasks.understanding import OWN, Example
-
-POLL = 0.1  # seconds between two reports, each of which is a chance to cancel
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a candidate said to one example.
-
-    Attributes:
-        reply: its reply; None where there is none.
-        likelihoods: for a multiple choice, log p of each choice as the reply, nats.
-        error: why there is no reply.
-    """
-
-    reply: Reply | None = None
-    likelihoods: tuple[float, ...] = ()
-    error: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """One example as it is put to one candidate."""
-
-    task: int
-    number: int
-    example: Example
-    messages: list[dict[str, str]] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    key: str
-
-    @property
-    def likelihood(self) -> bool:
-        return self.example.check != OWN and CHECKS[self.example.check].likelihood
+from workbench.tasks.understanding import OWN
 
 
 def questions(contender: Contender, tasks: Sequence[Task]) -> list[Question]:
@@ -96,7 +61,7 @@ def _keep(question: Question, said: Said) -> None:
 
 
 def answers_steps(
-    contender: Contender, tasks: Sequence[Task], *, parallel: int = 4, fresh: bool = False
+    contender: Contender, tasks: Sequence[Task], *, parallel: int | None = None, fresh: bool = False
 ) -> Steps[list[list[Said]]]:
     """What a candidate says to every example of every task, yielding the answers so far.
 
@@ -111,7 +76,6 @@ def answers_steps(
     if missing:
         engine = yield from contender.open_steps()
         try:
-            _check_likelihoods(engine, missing)
             yield from _asked_steps(engine, missing, said, len(asked), contender.name, parallel)
         finally:
             contender.close(engine)
@@ -121,27 +85,32 @@ def answers_steps(
     return table
 
 
-def _check_likelihoods(engine: Engine, missing: Sequence[Question]) -> None:
-    first = next((question for question in missing if question.likelihood), None)
-    if first is not None and not engine.can.logits:
+def check_likelihoods(contender: Contender, tasks: Sequence[Task]) -> None:
+    """Raise WorkbenchError for a multiple choice that is put to an engine without log-likelihoods."""
+    if contender.likelihoods:
+        return
+    by_choice = (one for task in tasks for one in task.examples if one.check != OWN and CHECKS[one.check].likelihood)
+    first = next(by_choice, None)
+    if first is not None:
         raise WorkbenchError(
-            f"{first.example.where}, field 'choices'",
-            f"choices are compared by log-likelihood, which {engine.name} does not give ({engine.what})",
-            do='ask for the letter instead, wb.task(..., check="letter"); other candidates\' answers are kept',
+            f"{first.where}, field 'choices'",
+            f"choices are compared by log-likelihood, which {contender.name} does not give",
+            do='ask for the letter instead, wb.task(..., check="letter"), or leave that candidate out',
         )
 
 
 def _asked_steps(
-    engine: Engine, missing: list[Question], said: dict[str, Said], total: int, name: str, parallel: int
+    engine: Engine, missing: list[Question], said: dict[str, Said], total: int, name: str, parallel: int | None
 ) -> Steps[None]:
-    engines = [engine, *(another() for another in [getattr(engine, "another", None)] * (parallel - 1) if another)]
-    done = total - len({question.key for question in missing})
+    """Put the answers into `said`, and into the cache as they come."""
+    done, keys = total - len(missing), {question.key for question in missing}
+    asking = Asking(engine, parallel)
 
     def so_far() -> Progress:
-        return Progress(done + sum(question.key in said for question in missing), total, "answer", name)
+        return Progress(done + len(keys & said.keys()), total, "answer", name)
 
     def work(report: Callable[[Progress], None]) -> None:
-        for question, answer in _in_parallel(engines, missing, lambda: report(so_far())):
+        for question, answer in asking.answers(missing, lambda: report(so_far())):
             said[question.key] = answer
             if not answer.error:
                 _keep(question, answer)
@@ -150,56 +119,5 @@ def _asked_steps(
     try:
         yield from steps
     finally:
-        for each in engines:
-            each.stop()  # first, so that the thread need not wait for the end of a reply
+        asking.stop()  # first, so that the thread need not wait for the end of a reply
         steps.close()
-
-
-def _in_parallel(
-    engines: list[Engine], missing: list[Question], tick: Callable[[], None]
-) -> Iterator[tuple[Question, Said]]:
-    """Each question with its answer as it comes; every engine has one question at a time."""
-    waiting, running = list(reversed(missing)), dict[Future[Said], tuple[Question, Engine]]()
-    ended = threading.Event()
-    pool = ThreadPoolExecutor(len(engines), thread_name_prefix="workbench answer")
-    try:
-        free = list(engines)
-        while waiting or running:
-            while waiting and free:
-                question, engine = waiting.pop(), free.pop()
-                running[pool.submit(_said, engine, question, ended)] = (question, engine)
-            finished, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-            for future in finished:
-                question, engine = running.pop(future)
-                free.append(engine)
-                yield question, future.result()
-            tick()
-    finally:
-        ended.set()
-        for _, engine in running.values():
-            engine.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _said(engine: Engine, question: Question, ended: threading.Event) -> Said:
-    """One question; what goes wrong with it is part of the answer."""
-    if ended.is_set():
-        return Said(error="it was stopped")
-    began = time.perf_counter()
-    try:
-        if question.likelihood:
-            from workbench.tasks.likelihood import chosen
-
-            return chosen(engine, question, began)
-        reply = engine(question.messages, **question.settings)
-    except Exception as error:  # of an engine, a server or a template: this example's, and nobody else's
-        return Said(error=_short(error))
-    if reply.finish == "stopped":
-        return Said(error="it was stopped")
-    return Said(reply)
-
-
-def _short(error: Exception) -> str:
-    if isinstance(error, WorkbenchError):
-        return f"{error.item}: {error.found}"[:500]
-    return f"{type(error).__name__}: {error}"[:500]

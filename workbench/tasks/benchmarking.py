@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.progress import Steps, drain
-from workbench.tasks.answering import answers_steps
+from workbench.tasks.answering import answers_steps, check_likelihoods
 from workbench.tasks.candidates import Candidates, Contender, contenders_steps
 from workbench.tasks.reading import Source
 from workbench.tasks.result import Benchmark, Entry
@@ -26,7 +26,7 @@ def benchmark(
     importance: Mapping[str, np.ndarray] | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-    parallel: int = 4,
+    parallel: int | None = None,
     fresh: bool = False,
     seed: int = 0,
     anyway: bool = False,
@@ -44,7 +44,8 @@ def benchmark(
         task: what `wb.task` gives or takes; or a list of several.
         importance: tensor name -> mean square of each input channel, for formats that use it.
         dtype, device: of the models that are opened here.
-        parallel: questions a server has at once.
+        parallel: questions that are answered at once: by a server (4), or in one batch of transformers (8, on a
+            GPU 32); 1 asks one by one.
         fresh: ask again what was asked before.
         seed: of the intervals' resampling.
         anyway: go ahead even if a model does not fit in memory.
@@ -76,7 +77,7 @@ def benchmark_steps(
     importance: Mapping[str, np.ndarray] | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-    parallel: int = 4,
+    parallel: int | None = None,
     fresh: bool = False,
     seed: int = 0,
     anyway: bool = False,
@@ -84,6 +85,8 @@ def benchmark_steps(
     """`benchmark`, yielding the answers so far; closing it stops within a second and keeps them."""
     tasks = yield from tasks_steps(task)
     asked = yield from contenders_steps(candidates, importance=importance, dtype=dtype, device=device, anyway=anyway)
+    for contender in asked:
+        check_likelihoods(contender, tasks)
     entries = []
     for contender in asked:
         answers = yield from answers_steps(contender, tasks, parallel=parallel, fresh=fresh)

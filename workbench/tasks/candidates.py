@@ -64,6 +64,11 @@ class Contender:
             return None
         return self.side.plan.nbytes if self.side.plan else self.side.checkpoint.nbytes
 
+    @property
+    def likelihoods(self) -> bool:
+        """Whether it gives log-likelihoods, by which choices are compared."""
+        return self.side is not None or (self.engine is not None and self.engine.can.logits)
+
     def open_steps(self) -> Steps[Engine]:
         """The engine that answers for it."""
         if self.engine is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.engines import Engine, Reply
 from workbench.engines.generate import stoppable
 from workbench.exceptions import need
-from workbench.tasks.answering import Question, Said
+from workbench.tasks.asking import Question, Said
 
 if TYPE_CHECKING:
     from workbench.engines.transformers import TransformersEngine
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def chosen(engine: Engine, question: Question, began: float, stop: threading.Event | None = None) -> Said:
     """The likeliest choice as the reply, and the log-likelihood of each."""
-    scores, prompt_tokens, note = likelihoods(engine, question.messages, question.example.choices, stop)
+    scores, prompt_tokens, note = likelihoods(engine, question.messages_with_system, question.example.choices, stop)
     text = question.example.choices[max(range(len(scores)), key=scores.__getitem__)]
     nothing = math.nan
     reply = Reply(text, (), (text,), prompt_tokens, time.perf_counter() - began, nothing, "stop", note)

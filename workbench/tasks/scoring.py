@@ -11,8 +11,8 @@ from typing import Any
 from workbench.exceptions import WorkbenchError
 from workbench.progress import Progress, Steps, in_thread
 from workbench.tasks import checks
-from workbench.tasks.answering import Said
 from workbench.tasks.apart import Apart
+from workbench.tasks.asking import Said
 from workbench.tasks.task import Task
 from workbench.tasks.understanding import OWN, Example
 

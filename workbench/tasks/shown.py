@@ -99,7 +99,8 @@ def remarks(found: Benchmark, place: int) -> list[str]:
     for each in found.entries:
         failed = [one for one in each.outcomes[place] if math.isnan(one.score)]
         if failed:
-            lines.append(f"{each.name}: {len(failed)} examples have no score and count for nothing; {failed[0].error}")
+            count = "1 example has" if len(failed) == 1 else f"{len(failed)} examples have"
+            lines.append(f"{each.name}: {count} no score and count for nothing; {failed[0].error}")
         cut = sum(1 for one in each.outcomes[place] if one.said.reply and one.said.reply.finish == "length")
         if cut > len(task) // 4:
             lines.append(f"{each.name}: {cut} replies were cut at {task.settings.max_tokens} tokens (max_tokens)")
