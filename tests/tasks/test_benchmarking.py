@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import workbench as wb
+from tests import tiny
 from tests.engines import models
-from workbench.engines import Reply
+from workbench.engines import Reply, build
 from workbench.engines.base import Can
 from workbench.tasks import answering
 from workbench.tasks.benchmarking import benchmark_steps
@@ -164,3 +165,35 @@ def test_the_flips_are_shown_side_by_side_and_everything_is_escaped(model):
         assert "<b>?" not in page
     with pytest.raises(wb.WorkbenchError, match="there is none called 'other'"):
         found.flips("other")
+
+
+def test_kl_is_that_of_the_candidate_on_the_references_own_replies(model):
+    found = wb.benchmark([model, "INT4"], wb.task(rows(3), max_tokens=6), dtype="float32")
+    plan = wb.plan_for(model, "INT4")
+    both = [build.model_of(model, each, dtype="float32") for each in (None, plan)]
+    expected = []
+    for outcome in found.reference.outcomes[0]:
+        ids = torch.tensor([[*outcome.said.prompt, *outcome.said.reply.token_ids]])
+        scored = slice(len(outcome.said.prompt) - 1, ids.shape[1] - 1)
+        p, q = (each(input_ids=ids).logits[0, scored].detach().double().log_softmax(-1) for each in both)
+        expected.append((p.exp() * (p - q)).sum(-1))
+    kl = found.entries[1].kl[0]
+    assert kl.value == pytest.approx(float(torch.cat(expected).mean()), rel=1e-3)
+    assert kl.error_by_chunk > 0
+    assert found.table().kl.iloc[1] == kl.value
+
+
+def test_a_candidate_with_other_tokens_has_no_kl_and_says_why(model, tmp_path):
+    other = models.opened(tmp_path / "other", "llama", vocab_size=300)
+    found = wb.benchmark([model, other], wb.task(rows(2), max_tokens=4))
+    assert found.entries[1].kl == (None,)
+    assert any("knows 300 tokens" in note for note in found.notes)
+
+
+def test_choices_in_llama_cpp_have_the_likelihoods_that_transformers_gives(tmp_path):
+    file = wb.load(tiny.gguf(tmp_path / "tiny.gguf", tiny.weights(), "F32"))
+    task = wb.task([{"prompt": "What is it?", "choices": ["a lamp", "the sea"], "answer": "the sea"}] * 2)
+    with wb.run(file, engine="llama.cpp", context=128) as engine:
+        found = wb.benchmark([file, engine], task, dtype="float32")
+    here, there = (each.outcomes[0][0].said.likelihoods for each in found.entries)
+    np.testing.assert_allclose(here, there, rtol=1e-3)

@@ -101,21 +101,28 @@ class Task:
         return max((side.device for side in self.sides), key=lambda device: device.type != "cpu")
 
 
-def measure_steps(task: Task) -> Steps[None]:
-    """Measure the missing chunks, yielding those done.
+def measure_steps(*tasks: Task) -> Steps[None]:
+    """Measure the missing chunks of one task, or of several with the same sides, yielding those done.
 
     Both models are held in memory where they fit; else those that can be are streamed, and several
     chunks are read at a time.
     """
+    task, total = tasks[0], sum(len(each.chunks) for each in tasks)
     streamed = task.nbytes > room.here(task.device).usable
-    at_once = max(1, STREAMED // task.context) if streamed else 1
+    longest = max(each.context for each in tasks)
+    at_once = max(1, STREAMED // longest) if streamed else 1
     what = "comparing " + " and ".join(side.name for side in task.sides)
-    done, both = _Done(len(task.chunks) - len(task.missing()), len(task.chunks)), list[Predictor]()
+    done, both = _Done(total - sum(len(each.missing()) for each in tasks), total), list[Predictor]()
+
+    def measure(report: Callable[[Progress], None]) -> None:
+        for each in tasks:
+            _measure(each, both, at_once, done.to(report))
+
     try:
         with fit.guarded(task.nbytes, what, str(task.device), instead="dtype='bfloat16', or a shorter context"):
             for side in task.sides:
-                both.append((yield from side.open_steps(task.context, done.tick, streamed=streamed)))
-            yield from in_thread(lambda report: _measure(task, both, at_once, done.to(report)))
+                both.append((yield from side.open_steps(longest, done.tick, streamed=streamed)))
+            yield from in_thread(measure)
     finally:
         for predictor in both:
             predictor.close()

@@ -94,6 +94,14 @@ def pair_steps(
         second = running(candidate)
     else:
         second = Built((yield from side_steps(candidate, first.checkpoint, importance)), dtype, device)
+    check_vocabularies(first, second)
+    first.check()
+    second.check()
+    return first, second
+
+
+def check_vocabularies(first: Computed, second: Computed) -> None:
+    """Raise WorkbenchError if one knows more tokens than the other."""
     sizes = vocabulary(first.checkpoint), vocabulary(second.checkpoint)
     if None not in sizes and sizes[0] != sizes[1]:
         raise WorkbenchError(
@@ -102,9 +110,6 @@ def pair_steps(
             "against each other",
             do="compare models with the same tokenizer",
         )
-    first.check()
-    second.check()
-    return first, second
 
 
 def check_tokens(first: Computed, second: Computed, chunks: np.ndarray) -> None:

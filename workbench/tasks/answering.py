@@ -47,7 +47,7 @@ def _read(value: Any) -> Said:
     if reply is not None:
         numbers = {name: math.nan if reply[name] is None else reply[name] for name in _RATES}
         reply = Reply(**{**reply, **numbers, "token_ids": tuple(reply["token_ids"]), "tokens": tuple(reply["tokens"])})
-    return Said(reply, tuple(value["likelihoods"]))
+    return Said(reply, tuple(value["likelihoods"]), prompt=tuple(value["prompt"]))
 
 
 _RATES = ("seconds_to_first", "tokens_per_second", "prompt_per_second")
@@ -57,7 +57,7 @@ def _keep(question: Question, said: Said) -> None:
     reply = asdict(said.reply) if said.reply else None
     if reply is not None:
         reply |= {name: None if math.isnan(reply[name]) else reply[name] for name in _RATES}
-    files.cache("answers").put({question.key: {"reply": reply, "likelihoods": list(said.likelihoods)}})
+    files.cache("answers").put({question.key: {"reply": reply, "likelihoods": said.likelihoods, "prompt": said.prompt}})
 
 
 def answers_steps(

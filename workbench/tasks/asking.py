@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from workbench.engines.server import ServerEngine
 from workbench.engines.transformers import TransformersEngine
 from workbench.exceptions import WorkbenchError
 from workbench.tasks.checks import CHECKS
+from workbench.tasks.likelihood import Likelihoods
 from workbench.tasks.understanding import OWN, Example
 
 POLL = 0.1  # seconds between two chances to cancel
@@ -32,11 +34,13 @@ class Said:
         reply: its reply; None where there is none.
         likelihoods: for a multiple choice, log p of each choice as the reply, nats.
         error: why there is no reply.
+        prompt: the tokens of the question, where they are known.
     """
 
     reply: Reply | None = None
     likelihoods: tuple[float, ...] = ()
     error: str = ""
+    prompt: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,7 @@ class Asking:
 
     def __init__(self, engine: Engine, parallel: int | None = None) -> None:
         self._ended = threading.Event()
+        self._likelihoods: Likelihoods | None = None
         engines: list[Engine] = [engine]
         if isinstance(engine, ServerEngine):
             engines += [engine.another() for _ in range((parallel or CONNECTIONS) - 1)]
@@ -123,6 +128,8 @@ class Asking:
         finally:
             self.stop()
             pool.shutdown(wait=False, cancel_futures=True)
+            if self._likelihoods is not None:
+                self._likelihoods.close()
 
     def _single(self, engine: Engine) -> Callable[[list[Question]], list[Said]]:
         return lambda lot: [self._one(engine, question) for question in lot]
@@ -134,14 +141,26 @@ class Asking:
         began = time.perf_counter()
         try:
             if question.likelihood:
-                from workbench.tasks.likelihood import chosen
-
-                return chosen(engine, question, began, self._ended)
-            return _whole(engine(question.messages, **question.settings))
+                return self._choice(engine, question, began)
+            reply = engine(question.messages, **question.settings)
+            if reply.finish == "stopped":
+                return Said(error=STOPPED)
+            if not isinstance(engine, TransformersEngine):
+                return Said(reply)
+            return Said(reply, prompt=tuple(engine.prompt(question.messages_with_system)[1]))
         except Stopped:
             return Said(error=STOPPED)
         except Exception as error:  # of an engine, a server or a template: this example's, and nobody else's
             return Said(error=_short(error))
+
+    def _choice(self, engine: Engine, question: Question, began: float) -> Said:
+        """The likeliest choice as the reply, and the log-likelihood of each."""
+        if self._likelihoods is None:
+            self._likelihoods = Likelihoods(engine, self._ended)
+        scores, read, note = self._likelihoods.of(question.messages_with_system, question.example.choices)
+        text = question.example.choices[max(range(len(scores)), key=scores.__getitem__)]
+        reply = Reply(text, (), (text,), read, time.perf_counter() - began, math.nan, "stop", note)
+        return Said(reply, tuple(scores))
 
     def _batched(self, engine: TransformersEngine) -> Callable[[list[Question]], list[Said]]:
         from workbench.engines import batch
@@ -168,7 +187,10 @@ class Asking:
                 try:
                     with fit.guarded(None, f"{len(some)} replies of {engine.name}", str(engine.device)):
                         made = batch.replies(engine, [prompts[one.key] for one in some], settings, self._ended)
-                    said |= {one.key: Said(reply) for one, reply in zip(some, made, strict=True)}
+                    said |= {
+                        one.key: Said(reply, prompt=tuple(prompts[one.key][1]))
+                        for one, reply in zip(some, made, strict=True)
+                    }
                 except Stopped:
                     said |= {one.key: Said(error=STOPPED) for one in some}
                 except Exception:  # one of them may be at fault, or memory: then each alone
@@ -193,10 +215,6 @@ def _lots(questions: Sequence[Question], size: int) -> list[list[Question]]:
         return [[question] for question in questions]
     alike = sorted(questions, key=lambda one: (one.likelihood, one.settings["max_tokens"], one.length))
     return [alike[first : first + size] for first in range(0, len(alike), size)]
-
-
-def _whole(reply: Reply) -> Said:
-    return Said(error=STOPPED) if reply.finish == "stopped" else Said(reply)
 
 
 def _short(error: Exception) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.progress import Steps, drain
 from workbench.tasks.answering import answers_steps, check_likelihoods
+from workbench.tasks.asking import Said
 from workbench.tasks.candidates import Candidates, Contender, contenders_steps
 from workbench.tasks.reading import Source
+from workbench.tasks.replies import divergences_steps
 from workbench.tasks.result import Benchmark, Entry
-from workbench.tasks.scoring import outcomes_steps
+from workbench.tasks.scoring import Outcome, outcomes_steps
 from workbench.tasks.task import Task, renamed, task_steps
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ def benchmark(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     parallel: int | None = None,
+    kl: bool = True,
     fresh: bool = False,
     seed: int = 0,
     anyway: bool = False,
@@ -46,12 +50,14 @@ def benchmark(
         dtype, device: of the models that are opened here.
         parallel: questions that are answered at once: by a server (4), or in one batch of transformers (8, on a
             GPU 32); 1 asks one by one.
+        kl: measure the KL divergence too, on the reference's own replies, for candidates that give logits. Both
+            models are then in memory at once, in float32.
         fresh: ask again what was asked before.
         seed: of the intervals' resampling.
         anyway: go ahead even if a model does not fit in memory.
 
-    One model is in memory at a time. Every answer is in the cache as soon as it is there, so an interrupted
-    call goes on where it stopped, and a new candidate costs only its own answers.
+    One model is in memory at a time while questions are answered. Every answer is in the cache as soon as it
+    is there, so an interrupted call goes on where it stopped, and a new candidate costs only its own answers.
 
     Raises:
         WorkbenchError: what `wb.task` and `wb.run` raise; a multiple choice put to an engine without likelihoods.
@@ -63,6 +69,7 @@ def benchmark(
         dtype=dtype,
         device=device,
         parallel=parallel,
+        kl=kl,
         fresh=fresh,
         seed=seed,
         anyway=anyway,
@@ -78,6 +85,7 @@ def benchmark_steps(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     parallel: int | None = None,
+    kl: bool = True,
     fresh: bool = False,
     seed: int = 0,
     anyway: bool = False,
@@ -87,14 +95,21 @@ def benchmark_steps(
     asked = yield from contenders_steps(candidates, importance=importance, dtype=dtype, device=device, anyway=anyway)
     for contender in asked:
         check_likelihoods(contender, tasks)
-    entries = []
+    entries: list[Entry] = []
+    notes = list(_notes(asked))
+    first: list[list[Said]] = []
     for contender in asked:
         answers = yield from answers_steps(contender, tasks, parallel=parallel, fresh=fresh)
-        outcomes = []
+        first, outcomes = first or answers, list[tuple[Outcome, ...]]()
         for one, said in zip(tasks, answers, strict=True):
             outcomes.append(tuple((yield from outcomes_steps(one, said))))
         entries.append(Entry(contender.name, contender.nbytes, tuple(outcomes)))
-    return Benchmark(tuple(tasks), tuple(entries), seed=seed, notes=_notes(asked))
+    for place, contender in enumerate(asked):
+        if kl and place:
+            found, why = yield from divergences_steps(asked[0], contender, first)
+            entries[place] = replace(entries[place], kl=tuple(found))
+            notes += [f"{contender.name}: {why}"] if why else []
+    return Benchmark(tuple(tasks), tuple(entries), seed=seed, notes=tuple(notes))
 
 
 def tasks_steps(task: Any) -> Steps[list[Task]]:

@@ -13,9 +13,12 @@ import numpy as np
 
 from workbench import __version__, files
 from workbench.checkpoint import Checkpoint
-from workbench.engines import Engine, run_steps
+from workbench.engines import Engine, build, run_steps
 from workbench.engines.presets import is_server
 from workbench.exceptions import WorkbenchError
+from workbench.measure.built import Built
+from workbench.measure.pair import Computed
+from workbench.measure.running import running
 from workbench.measure.sides import Side, side_steps
 from workbench.planning import Plan, Spec
 from workbench.progress import Steps
@@ -53,16 +56,27 @@ class Contender:
         if self.side is not None:
             return files.digest(self.side.fingerprint, str(self.dtype), str(self.device), __version__)
         if self.engine is not None:
-            own = getattr(self.engine, "fingerprint", None)
-            return files.digest(own or [self.engine.name, self.engine.what], __version__)
+            known = running(self.engine) if self.engine.can.logits else None
+            return files.digest(
+                [known.fingerprint, known.how] if known else [self.engine.name, self.engine.what], __version__
+            )
         return files.digest(self.server, __version__)
 
     @property
     def nbytes(self) -> int | None:
         """Bytes of its weights; None: not known here."""
+        held = self.side or self.engine
+        checkpoint, plan = getattr(held, "checkpoint", None), getattr(held, "plan", None)
+        return plan.nbytes if plan else checkpoint.nbytes if checkpoint else None
+
+    def computed(self) -> Computed | None:
+        """It as a side of a comparison of logits, in float32 where it is built here; None: it gives none."""
+        if self.engine is not None:
+            return running(self.engine) if self.engine.can.logits else None
         if self.side is None:
             return None
-        return self.side.plan.nbytes if self.side.plan else self.side.checkpoint.nbytes
+        where = build.device_of(self.device)
+        return Built(self.side, build.dtype_of("float32", where), where)
 
     @property
     def likelihoods(self) -> bool:

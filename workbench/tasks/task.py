@@ -76,7 +76,7 @@ class Task:
     @property
     def text(self) -> str:
         """Questions and answers as one text, for `wb.sensitivity` and `wb.errors`: what matters to this task."""
-        return "\n\n".join(f"{example.prompt}\n{example.shown_answer}" for example in self.examples)
+        return "\n\n".join(f"{example.prompt}\n{example.shown_answer}".rstrip() for example in self.examples)
 
     def frame(self) -> pd.DataFrame:
         """A row for each example: example, prompt, answer, check, and choices where there are any."""
@@ -218,11 +218,12 @@ def _divided(examples: list[Example], shots: int, seed: int, name: str) -> tuple
         raise WorkbenchError(
             "shots", f"{shots} of the {len(examples)} examples of {name} leave none to ask", do="show fewer"
         )
-    untold = next((one for one in examples if one.check in ("regex", OWN) and one.answer is None), None)
-    regex = next((one for one in examples if one.check == "regex"), untold)
-    if regex is not None:
+    untold = next((one for one in examples if not one.shown_answer), None)
+    if untold is not None:
         raise WorkbenchError(
-            "shots", f"{regex.where} is checked by {regex.check!r} and says no answer that could be shown"
+            "shots",
+            f"{untold.where} is checked by {untold.check!r} and says no reply that could be shown",
+            do='give such rows a field "example" with a good reply',
         )
     places = set(random.Random(f"shots {seed}").sample(range(len(examples)), shots))
     return [examples[place] for place in sorted(places)], [

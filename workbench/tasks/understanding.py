@@ -59,6 +59,8 @@ class Example:
         """The answer as a reply would give it."""
         if self.choices and isinstance(self.wanted, int):
             return LETTERS[self.wanted] if self.check == "letter" else self.choices[self.wanted]
+        if self.check == "regex":  # a pattern is no reply: the row may give one
+            return str(self.row.get("example") or "")
         if isinstance(self.answer, list) and self.answer and self.check != "json":
             return str(self.answer[0])
         if isinstance(self.answer, dict | list):
