@@ -13,9 +13,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from workbench import files
-from workbench.engines import Engine, Reply
+from workbench.engines import Engine, Reply, generate, template
 from workbench.exceptions import WorkbenchError
 from workbench.progress import Progress, Steps, in_thread
+from workbench.tasks import asking, likelihood
 from workbench.tasks.asking import Asking, Question, Said
 from workbench.tasks.candidates import Contender
 from workbench.tasks.checks import CHECKS
@@ -26,13 +27,14 @@ from workbench.tasks.understanding import OWN
 def questions(contender: Contender, tasks: Sequence[Task]) -> list[Question]:
     """All that a candidate is asked."""
     made = []
+    code = files.code_version(generate, template, likelihood, asking)
     for place, task in enumerate(tasks):
         settings = vars(task.settings)
         for number, example in enumerate(task.examples):
             messages = task.messages(example)
             question = Question(place, number, example, messages, settings, "")
             asked = [example.choices, settings["system"]] if question.likelihood else settings
-            made.append(replace(question, key=files.digest(contender.fingerprint, messages, asked)))
+            made.append(replace(question, key=files.digest(contender.fingerprint, messages, asked, code)))
     return made
 
 

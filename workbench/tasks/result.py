@@ -6,12 +6,13 @@ import html
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.engines import SideBySide
 from workbench.exceptions import WorkbenchError
 from workbench.measure.estimate import Estimate
-from workbench.tasks import shown
+from workbench.tasks import figure, report, shown
 from workbench.tasks.paired import Interval, Paired, accuracy, corrected, paired
 from workbench.tasks.scoring import Outcome
 from workbench.tasks.task import Task
@@ -19,6 +20,7 @@ from workbench.tasks.understanding import Example
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +187,22 @@ class Benchmark:
             )
             if flipped(first, found)
         ]
+
+    def figure(self) -> go.Figure:
+        """Every candidate's difference to the reference with its interval, by task."""
+        return figure.differences(self)
+
+    def by_bytes(self) -> go.Figure:
+        """Scores against the bytes of the weights."""
+        return figure.scores(self, "bytes")
+
+    def by_kl(self) -> go.Figure:
+        """Scores against the KL divergence on the reference's own replies."""
+        return figure.scores(self, "kl")
+
+    def report(self, path: str | Path) -> Path:
+        """Write all of it as one page of HTML, which fetches nothing; returns its path."""
+        return report.write(self, path)
 
     def __repr__(self) -> str:
         return shown.text(self)

@@ -92,7 +92,9 @@ class Task:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def _lines(self) -> list[str]:
+    @property
+    def said(self) -> list[str]:
+        """What was understood, a line each: the fields, how replies are scored, what to know."""
         kinds = [f"{count} by {name!r}: {_what(name)}" for name, count in self.checks.items()]
         shots = [f"{len(self.shots)} examples are shown before each question, and not scored"] if self.shots else []
         return [self.understood, *kinds, *shots, *self.notes]
@@ -103,10 +105,10 @@ class Task:
 
     def __repr__(self) -> str:
         first = [f"  {one.prompt!r:.70} -> {one.shown_answer!r:.40}" for one in self.examples[:FIRST]]
-        return "\n".join([self._headline(), *self._lines(), *first])
+        return "\n".join([self._headline(), *self.said, *first])
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<div>{html.escape(line)}</div>" for line in self._lines())
+        said = "".join(f"<div>{html.escape(line)}</div>" for line in self.said)
         table = self.frame().head(FIRST).to_html(index=False, escape=True)
         return f"<p><b>{html.escape(self._headline())}</b></p>{said}{table}"
 
