@@ -39,6 +39,8 @@ OPTIONAL = {
     "bitsandbytes",
     "xllamacpp",
     "openai",
+    "math_verify",
+    "lm_eval",
     "jupyterlab",
     "nbconvert",
     "nbclient",

@@ -14,6 +14,8 @@ EXTRAS = {
     "xllamacpp": "llama.cpp",
     "openai": "server",
     "sentencepiece": "gguf",
+    "math_verify": "maths",
+    "lm_eval": "lm-eval",
     "jupyterlab": "notebook",
     "nbconvert": "notebook",
 }

@@ -1,6 +1,7 @@
 """The panels: thin views over the library's calls, alone (`panels.Load()`) or together (`wb.app(model)`)."""
 
 from workbench.panels.app import App, app
+from workbench.panels.benchmark import Benchmark
 from workbench.panels.chat import Chat
 from workbench.panels.export import Export
 from workbench.panels.fit import Fit
@@ -15,6 +16,7 @@ from workbench.panels.side import Side
 
 __all__ = [
     "App",
+    "Benchmark",
     "Chat",
     "Export",
     "Fit",

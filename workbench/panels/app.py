@@ -9,6 +9,7 @@ from workbench import figures
 from workbench.checkpoint import Checkpoint, load
 from workbench.checkpoint.tree import shown
 from workbench.panels import parts
+from workbench.panels.benchmark import Benchmark
 from workbench.panels.chat import Chat
 from workbench.panels.export import Export
 from workbench.panels.fit import Fit
@@ -23,8 +24,7 @@ from workbench.panels.session import Session
 if TYPE_CHECKING:
     from workbench.measure.errors import ErrorTable
 
-
-PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Plan, Export, Chat)
+PANELS: tuple[type[Panel], ...] = (Load, Fit, Quantize, Inspect, Plan, Export, Chat, Benchmark)
 
 
 def app(
@@ -59,7 +59,7 @@ class App(Shown):
 
     Attributes:
         session: what the panels share; observe it, or set it from code.
-        load, fit, quantize, inspect, plan, export, chat: the panels.
+        load, fit, quantize, inspect, plan, export, chat, benchmark: the panels.
     """
 
     def __init__(self, session: Session) -> None:
@@ -71,6 +71,7 @@ class App(Shown):
             Inspect(session),
         )
         self.plan, self.export, self.chat = Plan(session), Export(session), Chat(session)
+        self.benchmark = Benchmark(session)
         self.panels: list[Panel] = [getattr(self, panel.title.lower()) for panel in PANELS]
         self._code = self.load._code
         self._head = parts.html_box("wb-grow")

@@ -89,7 +89,7 @@ def _turn(turn: Turn, last: Turn | None) -> Markup:
 def _answer(turn: Turn, side: int, told: bool) -> Markup:
     head = tag("div", tag("b", turn.names[side]), cls="wb-answer-head")
     reply = turn.replies[side] if side < len(turn.replies) else None
-    text = _marked(turn.compared, side) if turn.compared else together(turn.texts[side])
+    text = marked(turn.compared, side) if turn.compared else together(turn.texts[side])
     below = [reply.speed, *([reply.note] if reply.note else [])] if reply else []
     what = turn.whats[side] if side < len(turn.whats) and not told else ""
     return tag(
@@ -102,7 +102,7 @@ def _answer(turn: Turn, side: int, told: bool) -> Markup:
     )
 
 
-def _marked(compared: SideBySide, side: int) -> Markup:
+def marked(compared: SideBySide, side: int) -> Markup:
     """One side's reply with the first token that differs from the other's marked."""
     same, different, rest = compared.parts(compared.replies[side])
     return together(same, tag("mark", different) if different else Markup(""), rest)

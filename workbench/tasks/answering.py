@@ -8,7 +8,7 @@ again next time; it ends nothing but itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,9 +19,7 @@ from workbench.progress import Progress, Steps, in_thread
 from workbench.tasks import asking, likelihood
 from workbench.tasks.asking import Asking, Question, Said
 from workbench.tasks.candidates import Contender
-from workbench.tasks.checks import CHECKS
 from workbench.tasks.task import Task
-from workbench.tasks.understanding import OWN
 
 
 def questions(contender: Contender, tasks: Sequence[Task]) -> list[Question]:
@@ -81,6 +79,17 @@ def answers_steps(
             yield from _asked_steps(engine, missing, said, len(asked), contender.name, parallel)
         finally:
             contender.close(engine)
+    return _by_task(tasks, asked, said)
+
+
+def answers_so_far(contender: Contender, tasks: Sequence[Task]) -> list[list[Said]]:
+    """What the cache has of a candidate's answers; the others are not asked yet."""
+    asked = questions(contender, tasks)
+    said = known(asked)
+    return _by_task(tasks, asked, {one.key: said.get(one.key, Said(error="it was not asked yet")) for one in asked})
+
+
+def _by_task(tasks: Sequence[Task], asked: Sequence[Question], said: Mapping[str, Said]) -> list[list[Said]]:
     table: list[list[Said]] = [[] for _ in tasks]
     for question in asked:
         table[question.task].append(said[question.key])
@@ -91,8 +100,7 @@ def check_likelihoods(contender: Contender, tasks: Sequence[Task]) -> None:
     """Raise WorkbenchError for a multiple choice that is put to an engine without log-likelihoods."""
     if contender.likelihoods:
         return
-    by_choice = (one for task in tasks for one in task.examples if one.check != OWN and CHECKS[one.check].likelihood)
-    first = next(by_choice, None)
+    first = next((one for task in tasks for one in task.examples if one.likelihood), None)
     if first is not None:
         raise WorkbenchError(
             f"{first.where}, field 'choices'",

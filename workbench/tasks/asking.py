@@ -17,9 +17,8 @@ from workbench.engines.base import messages_of
 from workbench.engines.server import ServerEngine
 from workbench.engines.transformers import TransformersEngine
 from workbench.exceptions import WorkbenchError
-from workbench.tasks.checks import CHECKS
 from workbench.tasks.likelihood import Likelihoods
-from workbench.tasks.understanding import OWN, Example
+from workbench.tasks.understanding import Example
 
 POLL = 0.1  # seconds between two chances to cancel
 CONNECTIONS = 4  # questions that a server has at once
@@ -66,7 +65,7 @@ class Question:
 
     @property
     def likelihood(self) -> bool:
-        return self.example.check != OWN and CHECKS[self.example.check].likelihood
+        return self.example.likelihood
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.progress import Steps, drain
-from workbench.tasks.answering import answers_steps, check_likelihoods
+from workbench.tasks.answering import answers_so_far, answers_steps, check_likelihoods
 from workbench.tasks.asking import Said
 from workbench.tasks.candidates import Candidates, Contender, contenders_steps
 from workbench.tasks.reading import Source
@@ -110,6 +110,26 @@ def benchmark_steps(
             entries[place] = replace(entries[place], kl=tuple(found))
             notes += [f"{contender.name}: {why}"] if why else []
     return Benchmark(tuple(tasks), tuple(entries), seed=seed, notes=tuple(notes))
+
+
+def benchmark_so_far(
+    candidates: Candidates, task: Any, *, importance: Mapping[str, np.ndarray] | None = None, seed: int = 0
+) -> Benchmark | None:
+    """What earlier calls with the same arguments were answered; None if that is nothing.
+
+    Examples that were not answered yet have no score, and KL is not measured.
+    """
+    tasks = drain(tasks_steps(task))
+    asked = drain(contenders_steps(candidates, importance=importance))
+    entries, answered = [], 0
+    for contender in asked:
+        answers = answers_so_far(contender, tasks)
+        answered += sum(not said.error for each in answers for said in each)
+        scored = [drain(outcomes_steps(one, said)) for one, said in zip(tasks, answers, strict=True)]
+        entries.append(Entry(contender.name, contender.nbytes, tuple(map(tuple, scored))))
+    total = len(asked) * sum(len(one) for one in tasks)
+    said = f"{answered:,} of {total:,} answers are there: ask again to go on"
+    return Benchmark(tuple(tasks), tuple(entries), seed, (*_notes(asked), said)) if answered else None
 
 
 def tasks_steps(task: Any) -> Steps[list[Task]]:

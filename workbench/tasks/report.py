@@ -29,7 +29,8 @@ HOW = (
     "All candidates answered the same questions, so they are compared example by example. “won” and “lost” count the "
     "examples on which a candidate did better or worse than the reference; p is the chance of counts at least this "
     "uneven if neither were better (the exact test of McNemar, corrected by Holm for all comparisons on this page). "
-    "Intervals are of 95 %, by resampling the examples. A difference that its interval or its test does not support is called none."
+    "Intervals are of 95 %, by resampling the examples. A difference that its interval or its test does not support "
+    "is called none."
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.exceptions import WorkbenchError
 from workbench.progress import Progress, Steps, in_thread
-from workbench.tasks import checks
+from workbench.tasks import checks, harness
 from workbench.tasks.apart import Apart
 from workbench.tasks.asking import Said
 from workbench.tasks.task import Task
@@ -45,6 +45,9 @@ class Outcome:
 
 def outcomes_steps(task: Task, answers: Sequence[Said]) -> Steps[list[Outcome]]:
     """The answers of one candidate to a task, scored; yields the examples done."""
+    if task.harness is not None:
+        scores = yield from harness.scores_steps(task.harness, task.examples, answers)
+        return [Outcome(said, score, said.error) for said, score in zip(answers, scores, strict=True)]
     slow = [one for one in task.examples if _is_apart(one)]
     if not slow:
         return [_scored(one, said, None) for one, said in zip(task.examples, answers, strict=True)]

@@ -17,8 +17,9 @@ from workbench.engines.base import Settings
 from workbench.exceptions import WorkbenchError
 from workbench.progress import Steps, drain
 from workbench.tasks.checks import CHECKS
+from workbench.tasks.harness import Harness, examples_steps, is_harness, opened
 from workbench.tasks.reading import Source, rows_steps
-from workbench.tasks.understanding import OWN, Example, Fields, Function, examples_of
+from workbench.tasks.understanding import HARNESS, OWN, Example, Fields, Function, examples_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,7 @@ class Task:
         settings: how replies are generated: greedy unless it says otherwise.
         shots: examples shown before each question, as turns of the conversation; they are not scored.
         function: the user's own check, for examples that are scored by one.
+        harness: where it comes from, for one of lm-evaluation-harness.
         rows: how many the source had.
         understood: which fields are used for what, in words.
         notes: what a reader of results should know.
@@ -46,6 +48,7 @@ class Task:
     settings: Settings = field(default_factory=Settings)
     shots: tuple[Example, ...] = ()
     function: Function | None = field(default=None, repr=False)
+    harness: Harness | None = None
     rows: int = 0
     understood: str = ""
     notes: tuple[str, ...] = ()
@@ -71,7 +74,8 @@ class Task:
     def fingerprint(self) -> str:
         """A name for the questions, the answers and the settings; of a function, for its source."""
         asked = [(self.messages(one), one.answer, one.choices, one.check) for one in self.examples]
-        return files.digest(asked, vars(self.settings), _source(self.function) if self.function else "")
+        own = _source(self.function) if self.function else ""
+        return files.digest(asked, vars(self.settings), own, repr(self.harness))
 
     @property
     def text(self) -> str:
@@ -99,22 +103,25 @@ class Task:
         shots = [f"{len(self.shots)} examples are shown before each question, and not scored"] if self.shots else []
         return [self.understood, *kinds, *shots, *self.notes]
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """Its name and its size."""
         some = f", drawn from {self.rows:,}" if self.rows > len(self.examples) + len(self.shots) else ""
         return f"{self.name}: {len(self.examples):,} example{'s' * (len(self.examples) != 1)}{some}"
 
     def __repr__(self) -> str:
         first = [f"  {one.prompt!r:.70} -> {one.shown_answer!r:.40}" for one in self.examples[:FIRST]]
-        return "\n".join([self._headline(), *self.said, *first])
+        return "\n".join([self.headline, *self.said, *first])
 
     def _repr_html_(self) -> str:
         said = "".join(f"<div>{html.escape(line)}</div>" for line in self.said)
         table = self.frame().head(FIRST).to_html(index=False, escape=True)
-        return f"<p><b>{html.escape(self._headline())}</b></p>{said}{table}"
+        return f"<p><b>{html.escape(self.headline)}</b></p>{said}{table}"
 
 
 def _what(check: str) -> str:
-    return "your function" if check == OWN else CHECKS[check].what
+    others = {OWN: "your function", HARNESS: "lm-evaluation-harness's own scoring"}
+    return others[check] if check in others else CHECKS[check].what
 
 
 def _source(function: Any) -> str:
@@ -144,9 +151,12 @@ def task(
         wb.task(frame, check=lambda reply, row: row["name"] in reply)
 
     Args:
-        source: a .jsonl, .json, .csv or .tsv file, a DataFrame, or a list of dictionaries.
+        source: a .jsonl, .json, .csv or .tsv file, a DataFrame, or a list of dictionaries. Or a task of
+            lm-evaluation-harness: its .yaml file, or "lm-eval:gsm8k". That library then writes the questions and
+            scores the replies; code that the file names is run, as it does itself.
         check: one of "exact", "contains", "regex", "number", "json", "choice", "letter", "maths", or a function
-            (reply, row) -> True, False or a score from 0 to 1; None takes what suits the answers.
+            (reply, row) -> True, False or a score from 0 to 1; None takes what suits the answers. For
+            lm-evaluation-harness a metric and filter of the task, such as "exact_match,flexible-extract".
         prompt, answer, choices: names of the fields, where they are not the usual ones. `prompt` may be a
             template, such as "Translate to French: {text}". A prompt is a text or a list of messages.
         shots: so many examples, drawn by `seed`, are shown before each question with their answers.
@@ -188,6 +198,8 @@ def task_steps(
     """`task`, yielding the rows read."""
     if isinstance(source, Task):
         return source
+    if isinstance(source, str | Path) and is_harness(source):
+        return (yield from _harness_steps(opened(source, check, shots or None, limit, seed), name, settings))
     if check is not None and not isinstance(check, str) and not callable(check):
         raise WorkbenchError("check", f"it is {check!r:.60}", allowed=", ".join(CHECKS) + ", or a function")
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
@@ -206,10 +218,18 @@ def task_steps(
         generated,
         tuple(shown),
         check if callable(check) else None,
-        count,
-        understood,
-        tuple(_notes(asked)),
+        rows=count,
+        understood=understood,
+        notes=tuple(_notes(asked)),
     )
+
+
+def _harness_steps(harness: Harness, name: str | None, settings: dict[str, Any]) -> Steps[Task]:
+    """A task of lm-evaluation-harness; `settings` come before its own."""
+    examples, own = yield from examples_steps(harness)
+    chosen = Settings.of(**{**vars(own), **settings})
+    count = len(examples)
+    return Task(name or harness.name, tuple(examples), chosen, harness=harness, rows=count, understood=harness.what)
 
 
 def _divided(examples: list[Example], shots: int, seed: int, name: str) -> tuple[list[Example], list[Example]]:

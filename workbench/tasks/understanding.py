@@ -24,6 +24,7 @@ CHECKED_BY, NAMED_BY = ("check",), ("id",)
 
 Function = Callable[[str, Mapping[str, Any]], float]
 OWN = "function"  # the name of a check by a user's function
+HARNESS = "lm-eval"  # and of one by lm-evaluation-harness
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,11 @@ class Example:
     choices: tuple[str, ...]
     check: str
     row: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def likelihood(self) -> bool:
+        """Whether choices are compared by log-likelihood, and nothing is generated."""
+        return bool(self.choices) if self.check == HARNESS else self.check in CHECKS and CHECKS[self.check].likelihood
 
     @property
     def prompt(self) -> str:
