@@ -10,6 +10,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+HARNESS ?= .venv-harness
 BIN := $(VENV)/bin
 QUICKSTART := notebooks/01_quickstart.ipynb
 BROWSERS := chromium chromium-browser google-chrome
@@ -20,7 +21,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(P
 quickstart: $(VENV)/.all
 	$(BIN)/python -m tools.notebooks report $(QUICKSTART) out/quickstart.html
 
-test: $(VENV)/.test $(OLDEST)/.ready chromium
+test: $(VENV)/.test $(OLDEST)/.ready $(HARNESS)/.ready chromium
+	$(HARNESS)/bin/python -m pytest -q tests/tasks/with_lm_eval.py
 	$(OLDEST)/bin/python -m pytest -q -m "not browser" tests/panels
 	$(BIN)/python -m pytest
 
@@ -52,7 +54,7 @@ constraints:
 	mv build/constraints.txt constraints.txt
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist out
+	rm -rf $(VENV) $(OLDEST) $(HARNESS) build dist out
 
 # --- environments -------------------------------------------------------------------------
 
@@ -80,6 +82,14 @@ $(OLDEST)/.ready: requirements-oldest.txt $(VENV)/.test
 	$(OLDEST)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps --requirement requirements-oldest.txt
 	printf '%s\n' '$(CURDIR)' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		> "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first-environment.pth"
+	@touch $@
+
+# lm-evaluation-harness and math-verify, which hold a package back, in front; everything else from the first one.
+$(HARNESS)/.ready: pyproject.toml $(VENV)/.test
+	$(BIN)/python -m venv --clear $(HARNESS)
+	printf '%s\n' '$(CURDIR)' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		> "$$($(HARNESS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first-environment.pth"
+	$(HARNESS)/bin/python -m pip install --quiet $(PIP_ARGS) "lm-eval>=0.4.9" "math-verify[antlr4-13-2]>=0.9"
 	@touch $@
 
 # The browser test drives a Chromium that is on the machine.

@@ -5,8 +5,8 @@
 MODEL is whatever `wb.load` takes (by default the demo); a model of the Llama family is first moved off its grid
 (`benchmarks.offgrid`), unless `--as-is`. Asked are the original, Q8_0, llama.cpp's rule Q4_K_M, and the plan of
 least predicted KL divergence within the bytes of that rule, from a card on data/calibration.txt (or --text). All that
-use an importance matrix use the card's. The tasks are data/tasks and, with `--gsm8k`, 100 problems of GSM8K (Cobbe et al.
-2021), a row for each with "question" and "answer". Answers are cached: an interrupted run goes on where it stopped.
+use an importance matrix use the card's. The tasks are data/tasks and, with `--gsm8k`, 100 problems of GSM8K (Cobbe et
+al. 2021), a row for each with "question" and "answer". Answers are cached: an interrupted run goes on where it stopped.
 `--quick` asks 8 of each.
 """
 
