@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, and expressions by math-verify: run by `make test` in an environment that has both."""
+"""Tasks of lm-evaluation-harness, and expressions by math-verify: `make test` runs it where both are."""
 
 from __future__ import annotations
 

@@ -211,7 +211,9 @@ def maths(reply: str, answer: str) -> float:
 
     library = need("math_verify")
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the missing clock, which is outside
-    gold, found = (library.parse(text, parsing_timeout=None) for text in (answer, reply))
+    bare = "\\" in answer and "$" not in answer  # LaTeX is looked for between dollars
+    gold = library.parse(f"${answer}$" if bare else answer, parsing_timeout=None)
+    found = library.parse(reply, parsing_timeout=None)
     return float(library.verify(gold, found, timeout_seconds=None))
 
 

@@ -8,6 +8,7 @@ scores. In between, answers are cached, batched and paired as those of any other
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -128,6 +129,7 @@ def _samples_steps(harness: Harness, answers: Any) -> Steps[list[dict[str, Any]]
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
 
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         report(Progress(0, 0, "", f"lm-evaluation-harness: {harness.name}"))
         own = {"include_path": harness.folder, "include_defaults": False} if harness.folder else {}
         seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -136,7 +138,7 @@ def _samples_steps(harness: Harness, answers: Any) -> Steps[list[dict[str, Any]]
             tasks=[harness.name],
             num_fewshot=harness.shots,
             limit=harness.limit,
-            task_manager=TaskManager(verbosity="ERROR", **own),
+            task_manager=TaskManager(**own),
             apply_chat_template=True,
             bootstrap_iters=0,
             **dict.fromkeys(seeds, harness.seed),
