@@ -14,7 +14,7 @@ import pytest
 from tests.formats import material, oracle
 from workbench import formats
 from workbench.exceptions import WorkbenchError
-from workbench.formats import ggml
+from workbench.formats import ggml, kernels
 
 MADE = [type for type in ggml.TYPES if type.encodable]
 RANDOM = np.random.default_rng(0)
@@ -178,3 +178,21 @@ def test_a_call_works_in_the_thread_that_makes_it():
     whole, own = time.process_time(), time.thread_time()
     formats.get("Q4_K").encode(weights)
     assert time.thread_time() - own > 0.5 * (time.process_time() - whole)
+
+
+def test_the_faster_library_gives_the_same_bytes_or_is_not_called(monkeypatch):
+    """xllamacpp's kernels against libgguf's, which is what encodes where xllamacpp is not installed."""
+    random = np.random.default_rng(2)
+    weights = (random.standard_normal((33, 768)) / 30).astype(np.float32)
+    weights[0], weights[1, :300] = 0, 1e-8
+    for name in kernels.FASTER:
+        kind = ggml.BY_NAME[name]
+        for importance in (None, random.uniform(0, 9, 768).astype(np.float32)):
+            made = [np.zeros((33, 768 // kind.block * kind.block_bytes), np.uint8) for _ in range(2)]
+            by_xllamacpp = kernels._by_xllamacpp(kind.number)
+            assert by_xllamacpp is not None
+            for encode, blocks in zip((kernels._by_libgguf(kind.number), by_xllamacpp), made, strict=True):
+                encode(weights, blocks, importance)
+            assert np.array_equal(made[0], made[1]), name
+    own = kernels._by_libgguf(12)
+    assert not kernels._agree(own, lambda weights, blocks, importance: None, 256, 144)

@@ -1,6 +1,6 @@
 """The types of ggml, as llama.cpp, Ollama and their relatives store them in GGUF files.
 
-The codecs are libgguf's, a build of ggml's own kernels; they release the GIL. ggml trusts its caller: a row
+The codecs are ggml's own kernels (`formats.kernels`); they release the GIL. ggml trusts its caller: a row
 that is not whole blocks, a NaN or a missing importance garbles the result or ends the process, and so do two
 first calls at once. So everything is checked before a call.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.exceptions import WorkbenchError
+from workbench.formats import kernels
 from workbench.formats.base import UINT8, Format, Layout, Shape, Weights
 from workbench.formats.floats import F16
 
@@ -67,13 +68,10 @@ class Ggml(Format):
         return {"blocks": (UINT8, (rows, cols // self.block * self.block_bytes))}
 
     def _encode(self, weights: Weights, importance: Weights | None) -> dict[str, np.ndarray]:
-        import libgguf
-
-        _prepare(self)
+        encode = _prepared_encoder(self)
         rows, cols = weights.shape
         blocks = np.empty((rows, cols // self.block * self.block_bytes), np.uint8)
-        used = None if self.importance == "unused" else importance
-        libgguf.quantize_rows_into_raw(self.number, weights, blocks, rows, cols, used)
+        encode(weights, blocks, None if self.importance == "unused" else importance)
         return {"blocks": blocks}
 
     def _decode(self, parts: dict[str, np.ndarray], shape: Shape) -> Weights:
@@ -81,23 +79,22 @@ class Ggml(Format):
 
 
 _FIRST_USE = threading.Lock()
-_prepared: set[str] = set()
+_prepared: dict[str, kernels.Encode] = {}
 
 
-def _prepare(type: Ggml) -> None:
+def _prepared_encoder(type: Ggml) -> kernels.Encode:
     """Encode one block alone before several threads may: ggml builds a type's tables on the first use.
 
     libgguf leaves out the lock that ggml has there, and two threads building one table end the process.
     It takes a second or less, and up to 15 s for IQ2_S and IQ1_S.
     """
     if type.name in _prepared:
-        return
-    import libgguf
-
+        return _prepared[type.name]
     with _FIRST_USE:
+        encode = kernels.encoder(type.name, type.number, type.block, type.block_bytes)
         one, blocks = np.ones((1, type.block), np.float32), np.empty((1, type.block_bytes), np.uint8)
-        libgguf.quantize_rows_into_raw(type.number, one, blocks, 1, type.block, one[0])
-        _prepared.add(type.name)
+        encode(one, blocks, one[0])
+        return _prepared.setdefault(type.name, encode)
 
 
 # What llama.cpp stores instead where rows are not whole blocks of 256; all of these have blocks of 32.
