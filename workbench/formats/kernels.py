@@ -59,12 +59,12 @@ def _by_xllamacpp(number: int) -> Encode | None:
 @cache
 def _quantize_chunk() -> Callable[..., int] | None:
     """`ggml_quantize_chunk` of xllamacpp's library (ggml/include/ggml.h), which is called without Python's lock."""
-    found = importlib.util.find_spec("xllamacpp")
-    places = found.submodule_search_locations if found is not None else None
-    files = [file for place in places or () for file in Path(place).glob("xllamacpp*") if file.suffix in LIBRARIES]
     try:
+        found = importlib.util.find_spec("xllamacpp")
+        places = found.submodule_search_locations if found is not None else None
+        files = [file for place in places or () for file in Path(place).glob("xllamacpp*") if file.suffix in LIBRARIES]
         quantize = ctypes.CDLL(str(files[0])).ggml_quantize_chunk
-    except (IndexError, OSError, AttributeError):
+    except (ImportError, IndexError, OSError, AttributeError):
         return None
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     quantize.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
