@@ -38,7 +38,7 @@ LEAST = 64  # tokens; fewer say nothing
 LONGEST = 4_000_000  # characters of a text that are cut into tokens: a second's work, and more than anybody measures on
 SHARE = 20  # a single matrix is measured on one sequence of so many
 PROBED = 256  # tokens, at least, that a single matrix is measured on
-ON_PLANS = 4  # a whole plan is measured on so many times as many
+ON_PLANS = 5  # a whole plan is measured on one of so many, and on twice as many as a single matrix at least
 
 Report = Callable[[Progress], None]
 
@@ -198,9 +198,9 @@ class _Exact:
         torch = need("torch")
         self.run, self.model, self.where, self.cards, self.report = run, model, where, cards, report
         self.few = min(len(run.ids), max(math.ceil(PROBED / run.ids.shape[1]), len(run.ids) // SHARE))
-        chosen = np.linspace(0, len(run.ids) - 1, min(len(run.ids), ON_PLANS * self.few)).round().astype(int)
-        few = chosen[::-ON_PLANS]  # spread over the text too
-        self.few = len(few)
+        many = min(len(run.ids), max(2 * self.few, len(run.ids) // ON_PLANS))
+        chosen = np.linspace(0, len(run.ids) - 1, many).round().astype(int)
+        few = chosen[(np.arange(self.few) * many + many // 2) // self.few]  # spread over the text too
         self.ids = torch.from_numpy(run.ids[[*few, *np.setdiff1d(chosen, few)]])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
         self.found: list[Measured] = []
