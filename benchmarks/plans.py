@@ -57,7 +57,7 @@ def main() -> None:
     own, held_out = halves(chosen.text)
     began = time.perf_counter()
     card = wb.sensitivity(model, own, tokens=chosen.tokens, seed=chosen.seed, device=chosen.device)
-    print(card, f"in {time.perf_counter() - began:.0f} s (0: from the cache)\n{card.curve}", flush=True)
+    print(card, f"in {time.perf_counter() - began:.0f} s (0: from the cache)", flush=True)
 
     def measured(plan):
         """A plan's KL divergence on the held-out text, nats per token."""

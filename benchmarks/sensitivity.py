@@ -92,7 +92,11 @@ def main() -> None:
     context = {"context": chosen.context} if chosen.context else {}
     began = time.perf_counter()
     card = wb.sensitivity(model, own, tokens=chosen.tokens, seed=chosen.seed, device=chosen.device, **context)
-    print(card, f"in {time.perf_counter() - began:.0f} s (0: from the cache)\n{card.curve}", flush=True)
+    print(
+        card,
+        f"in {time.perf_counter() - began:.0f} s (0: from the cache); {card.curve.spread:.2f} around it",
+        flush=True,
+    )
 
     began = time.perf_counter()
     names = [name for name in card.matrices if model.tensors[name].layer is not None]

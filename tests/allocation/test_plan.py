@@ -63,7 +63,7 @@ def test_fallbacks_are_priced_at_their_own_bytes_and_cost():
 def test_the_prediction_is_the_cards_curve_with_its_band(card):
     predicted = plan(card, K, bits=4.5).predicted
     a, b, spread = card.curve
-    assert predicted.kl == pytest.approx(a * predicted.cost**b)
+    assert predicted.kl == pytest.approx(a * predicted.cost * (1 + predicted.cost) ** b)
     assert predicted.high / predicted.kl == pytest.approx(math.exp(2 * spread))
     assert predicted.low * predicted.high == pytest.approx(predicted.kl**2)
     assert predicted.perplexity == pytest.approx(math.exp(predicted.kl))

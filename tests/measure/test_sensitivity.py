@@ -213,10 +213,12 @@ def test_the_dearest_matrices_are_priced_as_they_were_measured(checkpoint):
 
 
 def test_a_curve_goes_through_its_points():
-    points = [module.Measured("", s, 1.5 * s**1.2) for s in (0.02, 0.1, 0.4, 1.0)]
+    points = [module.Measured("", s, 1.5 * s * (1 + s) ** 0.4) for s in (0.02, 0.1, 0.4, 1.0)]
     curve = anchors.fitted(points)
-    assert (curve.a, curve.b, curve.spread) == pytest.approx((1.5, 1.2, 0), abs=1e-9)
-    assert anchors.fitted(points[:1]).b == 1  # one point says nothing of an exponent
+    assert (curve.a, curve.b, curve.spread) == pytest.approx((1.5, 0.4, 0), abs=1e-9)
+    assert curve.kl(1e-6) == pytest.approx(1.5e-6, rel=1e-5)  # small errors add up
+    assert anchors.fitted(points, noise=0.1).spread == pytest.approx(0.1)
+    assert anchors.fitted(points[:1]).b == 0  # one point says nothing of an exponent
 
 
 # --- prices ----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Prediction:
 
     Attributes:
         cost: the sum of its matrices' costs, nats per token.
-        kl: KL divergence from the original, nats per token: a S^b of that sum.
+        kl: KL divergence from the original, nats per token: a S (1 + S)^b of that sum.
         low, high: the band around `kl`, two standard deviations of ln KL as the card measured them;
             not a number where it could not.
     """

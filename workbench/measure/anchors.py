@@ -27,7 +27,7 @@ MOST = 32  # such matrices: a model of many experts has thousands
 TARGETS = (0.06, 1.2)  # sums of costs, in nats, at which plans are measured
 MIXES = (0.25, 0.7)  # the same for plans that mix levels at random
 SPREAD = (0.1, 0.25, 0.5, 1.0, 2.0)  # by which mixes vary the step, as formats of 3 to 7 bits do
-APART = math.log(2)  # between the least and the greatest sum of costs, for an exponent to be fitted
+APART = math.log(1.25)  # between the least and the greatest 1 + S, for an exponent to be fitted
 FINE = 256  # levels of the embedding and the head in plans, which are rarely stored in few bits
 
 Levels = dict[str, int]  # a plan to be measured: tensor name -> levels
@@ -111,15 +111,20 @@ def put(
     return total
 
 
-def fitted(points: Sequence[Measured]) -> Curve:
+def fitted(points: Sequence[Measured], noise: float = 0.0) -> Curve:
     """The curve through (sum of costs, measured KL) points: least squares on logarithms.
 
-    Where the points lie too close together to tell an exponent it is taken to be 1, and without a point so is a.
+    Where the points lie too close together to tell an exponent it is taken to be 0, and without a point a is 1.
+
+    Args:
+        noise: the standard deviation of ln KL that all points share, for they are measured on the same few sequences.
     """
-    logs = np.array([(math.log(s), math.log(kl)) for _, s, kl in points if s > 0 and kl > 0]).reshape(-1, 2)
+    logs = np.array([(math.log1p(s), math.log(kl / s)) for _, s, kl in points if s > 0 and kl > 0]).reshape(-1, 2)
     if not len(logs):
         return Curve()
     x, y = logs.T
-    b, ln_a = np.polyfit(x, y, 1) if len(x) > 2 and np.ptp(x) > APART else (1.0, float((y - x).mean()))
-    spread = math.sqrt(float(np.square(y - b * x - ln_a).sum()) / max(1, len(x) - 2))
+    b, ln_a = np.polyfit(x, y, 1) if len(x) > 2 and np.ptp(x) > APART else (0.0, float(y.mean()))
+    if b < 0:  # errors that undo each other are an accident of the text
+        b, ln_a = 0.0, float(y.mean())
+    spread = math.hypot(math.sqrt(float(np.square(y - b * x - ln_a).sum()) / max(1, len(x) - 2)), noise)
     return Curve(math.exp(ln_a), float(b), spread)

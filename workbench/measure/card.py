@@ -6,7 +6,8 @@ The cost of storing W as Q in one matrix, in nats per token, is predicted as
 
 with r and c the row and column sums of the matrix's Fisher information (`measure.fisher`),
 and m the ratio of measured to predicted KL where it was measured, else 1. For S, the sum of k
-over a plan, the KL of the whole is a S^b: the curve, fitted on measured plans.
+over a plan, the KL of the whole is a S (1 + S)^b: the curve, fitted on measured plans. Small errors add up, which
+a quadratic form of independent errors must give; large ones do more than that together.
 """
 
 from __future__ import annotations
@@ -34,19 +35,22 @@ if TYPE_CHECKING:
     from workbench.measure.prices import Prices
     from workbench.progress import Steps
 
-VERSION = "1"
+VERSION = "2"
 
 
 class Curve(NamedTuple):
-    """KL = a S^b, in nats per token; `spread` is the standard deviation of ln KL around it."""
+    """KL = a S (1 + S)^b, in nats per token; `spread` is the standard deviation of ln KL around it."""
 
     a: float = 1.0
-    b: float = 1.0
+    b: float = 0.0
     spread: float = math.nan
 
     def kl(self, cost: float) -> float:
         """The KL divergence predicted for a plan whose costs add up to `cost`."""
-        return self.a * cost**self.b
+        return self.a * cost * (1 + cost) ** self.b
+
+    def __str__(self) -> str:
+        return f"KL = {self.a:.3g} S (1 + S)^{self.b:.2g}"
 
 
 class Measured(NamedTuple):
@@ -215,7 +219,7 @@ class Card:
         return (
             f"<Card of {self.model}: {len(self.matrices)} matrices, {said.get('tokens', 0):,} tokens, "
             f"{sum(bool(each.tensor) for each in self.measured)} measured exactly, "
-            f"{said.get('forwards', math.nan):.1f} forward passes; KL = {self.curve.a:.3g} S^{self.curve.b:.3g}>"
+            f"{said.get('forwards', math.nan):.1f} forward passes; {self.curve}>"
         )
 
     def _repr_html_(self) -> str:

@@ -68,8 +68,7 @@ def measured(found: Sequence[Measured], curve: Curve, *, title: str = "") -> go.
     if reach:
         x = np.geomspace(min(reach), max(reach), 30)
         figure.add_scatter(x=x, y=x, name="equal", mode="lines", line={"color": figures.CHANNEL, "dash": "dot"})
-        label = f"KL = {curve.a:.3g} S^{curve.b:.3g}"
-        figure.add_scatter(x=x, y=[curve.kl(s) for s in x], name=label, mode="lines", line_color=figures.AFTER)
+        figure.add_scatter(x=x, y=[curve.kl(s) for s in x], name=str(curve), mode="lines", line_color=figures.AFTER)
     figure.update_layout(title=html.escape(title or "Predicted against measured"), template="plotly_white", height=460)
     figure.update_xaxes(title_text="predicted: sum of costs, nats per token", type="log", exponentformat="power")
     figure.update_yaxes(title_text=f"measured {NATS}", type="log", exponentformat="power")

@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench.engines.places import Place
 from workbench.exceptions import WorkbenchError, need
 from workbench.measure.divergence import kl
@@ -50,9 +52,14 @@ class Probe:
         Args:
             sequences: how many of the sequences it is measured on, the first ones; None: all.
         """
+        return float(self.kl_by_sequence(changed, sequences).mean())
+
+    def kl_by_sequence(self, changed: Iterable[Place], sequences: int | None = None) -> np.ndarray:
+        """`kl` of each sequence, float64 [sequences]."""
         first = min((self._layer(place) for place in changed), default=0) if self._states else 0
         candidate = self._logits_from(first, sequences)
-        return float(kl(self._reference[:sequences].flatten(0, 1), candidate.flatten(0, 1)).mean())
+        by_token = kl(self._reference[:sequences].flatten(0, 1), candidate.flatten(0, 1))
+        return by_token.view(len(candidate), -1).double().mean(1).cpu().numpy()
 
     @contextlib.contextmanager
     def changed(self, place: Place, weights: torch.Tensor) -> Iterator[None]:

@@ -158,7 +158,7 @@ class _Run:
             self.opened,
             matrices,
             importance,
-            anchors.fitted([each for each in measured if not each.tensor]),
+            anchors.fitted([each for each in measured if not each.tensor], float(np.mean(exact.errors))),
             tuple(measured),
             self._provenance(fisher.PASSES + exact.passes * exact.ids.numel() / self.ids.size),
         )
@@ -204,6 +204,7 @@ class _Exact:
         self.ids = torch.from_numpy(run.ids[[*few, *np.setdiff1d(chosen, few)]])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
         self.found: list[Measured] = []
+        self.errors: list[float] = []  # of the plans' ln KL, for the sequences they are measured on are few
         self.costs = dict(anchors.costs(cards, where))
         self.doubtful = anchors.doubtful(self.costs)
         apart = [name for name in where if run.opened.tensors[name].layer is None]
@@ -222,7 +223,9 @@ class _Exact:
             self.found.append(found)
         for number, plan in enumerate(self.plans):
             self._tell(len(self.doubtful) + number, "a whole plan")
-            self.found.append(Measured("", *self._kept(f"plan {number}", partial(self._whole, plan))))
+            total, kl, error = self._kept(f"plan {number}", partial(self._whole, plan))
+            self.found.append(Measured("", total, kl))
+            self.errors.append(error)
         return self.found
 
     def _single(self, name: str) -> list[float]:
@@ -232,7 +235,9 @@ class _Exact:
         probe = self.probe  # before anything is written: its reference is the unchanged model
         weights = Weights(self.run.opened, report=lambda step: self.report(self.now))
         total = anchors.put(plan, self.cards, self.where, weights.tensor)
-        return [total, probe.kl(self.where.values())]
+        kl = probe.kl_by_sequence(self.where.values())
+        error = kl.std(ddof=1) / math.sqrt(len(kl)) / kl.mean() if len(kl) > 1 and kl.mean() > 0 else 0.0
+        return [total, float(kl.mean()), float(error)]
 
     def _tell(self, done: int, what: str) -> None:
         self.now = Progress(done, len(self.doubtful) + len(self.plans), " exact", what)
