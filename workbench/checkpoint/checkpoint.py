@@ -102,7 +102,7 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """A name for the whole model's content, from its headers and its files' sizes and times."""
-        everything = [*self.tensors.values(), *self.extras.values()]
+        everything = [part for info in (*self.tensors.values(), *self.extras.values()) for part in info.stored]
         stored = [(info.name, info.shape, info.encoding, info.nbytes, info.offset) for info in everything]
         versions = sorted((file.name, *_version(file)) for file in {info.file for info in everything})
         return files.digest(self.kind, self.config, stored, versions)

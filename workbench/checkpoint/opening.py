@@ -10,6 +10,7 @@ from typing import Any, Literal
 from workbench import files
 from workbench.checkpoint import bounded_json, convert, gguf, licence, safetensors
 from workbench.checkpoint.checkpoint import Checkpoint, is_extra, ordered
+from workbench.checkpoint.packed.joining import joined
 from workbench.checkpoint.tensors import TensorInfo, check_name, malformed, opened
 from workbench.exceptions import WorkbenchError
 
@@ -63,6 +64,7 @@ def open_folder(path: Path) -> Checkpoint:
         tensors = safetensors.read_header(chosen[0]).tensors
     config = bounded_json.read(path / "config.json") if (path / "config.json").exists() else {}
     _refuse_remote_code(path, config)
+    tensors = joined(path, config, tensors)
     model = _checkpoint(path.resolve().name, path, "safetensors", config, {}, tensors)
     return replace(model, licence=licence.of_card(path), notes=_notes(model))
 

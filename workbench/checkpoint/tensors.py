@@ -8,10 +8,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from workbench.checkpoint import names
 from workbench.exceptions import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.checkpoint.packed.layout import Packed
 
 # More than any published file holds. They bound the memory that a hostile header can ask for.
 MOST_TENSORS = 32_768  # in one file
@@ -36,6 +39,12 @@ class TensorInfo:
     layer: int | None
     role: str
     problem: str = ""  # why the values cannot be read; empty when they can
+    packed: Packed | None = None  # for a matrix that several tensors of the file hold together, which `file` begins
+
+    @property
+    def stored(self) -> tuple[TensorInfo, ...]:
+        """The tensors of the file that hold it: itself, or its parts."""
+        return tuple(self.packed.parts.values()) if self.packed else (self,)
 
     @property
     def params(self) -> int:

@@ -35,6 +35,8 @@ def read(info: TensorInfo, rows: slice | None = None) -> Weights:
     if info.problem:
         raise WorkbenchError(f"{info.file.name}, tensor {info.name!r}", info.problem)
     first, count, shape = _extent(info, rows)
+    if info.packed:
+        return info.packed.read(slice(first, first + count)).reshape(shape)
     row_bytes = info.nbytes // info.shape[0] if info.shape and info.shape[0] else info.nbytes
     raw = bytes_at(info, first * row_bytes, count * row_bytes)
     if info.encoding in PLAIN:
@@ -81,8 +83,9 @@ def _changed(info: TensorInfo, found: str) -> WorkbenchError:
 def digest(info: TensorInfo) -> str:
     """A hash (blake2b, 128 bit, hex) of the stored bytes, read in pieces of 4 MiB."""
     total = hashlib.blake2b(f"{info.encoding} {info.shape}".encode(), digest_size=16)
-    for piece in _pieces(info, 4 << 20):
-        total.update(piece.data)
+    for part in info.stored:
+        for piece in _pieces(part, 4 << 20):
+            total.update(piece.data)
     return total.hexdigest()
 
 

@@ -1,0 +1,155 @@
+"""compressed-tensors: what llm-compressor writes and vLLM reads, in its layouts of packed integers, integers, and FP4.
+
+    W[o, i] = s[o, g(i)] (q[o, i] - z[o, g(i)])
+
+`weight_packed` [out, in b/32] is a stream of b bits along the inputs, of q + 2^(b-1); `weight_zero_point`
+[out b/32, groups] the same along the outputs; `weight_scale` [out, groups]. Unpacked they are `weight` [out, in], INT8.
+NVFP4 keeps two FP4 codes in a byte, an FP8 scale for 16 inputs, and divides by `weight_global_scale`; MXFP4 a
+power of two for 32 inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.checkpoint.packed import codes
+from workbench.checkpoint.packed.layout import FLOATS, INTEGERS, Packed, Weights, words
+from workbench.checkpoint.tensors import TensorInfo
+from workbench.exceptions import WorkbenchError
+
+FP8 = ("F8_E4M3",)
+EXPONENT = 127  # of 2^0 in a scale that is an exponent alone (E8M0)
+
+
+@dataclass(frozen=True)
+class PackedIntegers(Packed):
+    """A matrix [out, in] of integers of `bits` bits, in words."""
+
+    bits: int
+
+    NEEDED = ("weight_packed", "weight_scale")
+
+    @staticmethod
+    def fits(parts: Mapping[str, TensorInfo], bits: int) -> bool:
+        """Whether the words hold codes of so many bits; without a `weight_shape` any may."""
+        packed, shape = parts["weight_packed"].shape, parts.get("weight_shape")
+        if shape is None or len(packed) != 2 or shape.shape != (2,) or shape.encoding not in INTEGERS:
+            return True
+        return words(int(Packed("", parts, (), "").integers("weight_shape")[1]), bits) == packed[1]
+
+    @classmethod
+    def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> PackedIntegers:
+        """The shape is that of `weight_shape`, or else what the words of `num_bits` codes hold."""
+        packed, scale = parts["weight_packed"].shape, parts["weight_scale"].shape
+        bits = settings.get("num_bits")
+        if type(bits) is not int or not 1 <= bits <= 8 or len(packed) != 2 or len(scale) != 2:
+            raise WorkbenchError(
+                name, f"its codes have {bits!r:.20} bits in words of shape {list(packed)}", allowed="1 to 8"
+            )
+        inputs = 32 * packed[1] // bits
+        if "weight_shape" in parts:
+            kept = Packed.integers(cls(name, parts, (), "", bits), "weight_shape").tolist()
+            if kept[:1] != [packed[0]] or len(kept) != 2 or words(kept[1], bits) != packed[1]:
+                raise WorkbenchError(name, f"its weight_shape is {kept} and its words {list(packed)}")
+            inputs = kept[1]
+        size = f" g{-(-inputs // scale[1])}" if scale[1] > 1 else ""
+        made = cls(name, parts, (packed[0], inputs), f"INT{bits}{size}", bits)
+        made.check("weight_packed", packed, ("I32",))
+        made.check("weight_scale", (packed[0], scale[1]), FLOATS)
+        if "weight_zero_point" in parts:
+            made.check("weight_zero_point", (words(packed[0], bits), scale[1]), ("I32",))
+        return made
+
+    def read(self, rows: slice) -> Weights:
+        q = codes.stream(self.integers("weight_packed")[rows], self.bits, self.shape[1])
+        scale = self.floats("weight_scale")[rows]
+        zeros = np.full(scale.shape, 1 << (self.bits - 1))
+        if "weight_zero_point" in self.parts:
+            stored = np.ascontiguousarray(self.integers("weight_zero_point").T)
+            zeros = codes.stream(stored, self.bits, self.shape[0]).T[rows]
+        group = _groups(self, scale.shape[1])
+        weights = (q - zeros[:, group]).astype(np.float32)
+        weights *= scale[:, group]
+        return weights
+
+
+@dataclass(frozen=True)
+class Integers(Packed):
+    """A matrix [out, in] of INT8, one to a byte."""
+
+    NEEDED = ("weight", "weight_scale")
+
+    @classmethod
+    def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Integers:
+        shape, scale = parts["weight"].shape, parts["weight_scale"]
+        made = cls(name, parts, shape, "INT8")
+        made.check("weight", shape, ("I8",))
+        if scale.params != 1 and scale.shape[:1] != shape[:1]:
+            raise made.wrong("weight_scale", f"it has shape {list(scale.shape)}", f"one for each of {shape[0]} rows")
+        return made
+
+    def read(self, rows: slice) -> Weights:
+        q = self.integers("weight")[rows].astype(np.float32)
+        scale = self._by_row("weight_scale", self.floats("weight_scale"), rows)
+        group = _groups(self, scale.shape[1])
+        if "weight_zero_point" in self.parts:
+            q -= self._by_row("weight_zero_point", self.integers("weight_zero_point"), rows)[:, group]
+        return q * scale[:, group]
+
+    def _by_row(self, part: str, values: np.ndarray, rows: slice) -> np.ndarray:
+        """[rows, groups] of a part that has one value for all, for each row, or for each group of a row."""
+        if values.size == 1:
+            return np.broadcast_to(values.reshape(1, 1), (self.shape[0], 1))[rows]
+        if values.shape[:1] != self.shape[:1]:
+            raise self.wrong(part, f"it has shape {list(values.shape)}", f"one for each of {self.shape[0]} rows")
+        return values.reshape(self.shape[0], -1)[rows]
+
+
+@dataclass(frozen=True)
+class Fp4(Packed):
+    """A matrix [out, in] of FP4 in `weight_packed` [out, in/2], NVFP4 or MXFP4 by its scales."""
+
+    NEEDED = ("weight_packed", "weight_scale")
+
+    @classmethod
+    def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Fp4:
+        packed = parts["weight_packed"].shape
+        nvidia = "weight_global_scale" in parts
+        if len(packed) != 2:
+            raise WorkbenchError(name, f"its weight_packed is {list(packed)}", allowed="a matrix")
+        shape = (packed[0], 2 * packed[1])
+        made = cls(name, parts, shape, "NVFP4" if nvidia else "MXFP4")
+        made.check("weight_packed", packed, ("U8",))
+        made.check("weight_scale", (packed[0], -(-shape[1] // (16 if nvidia else 32))), FP8 if nvidia else ("U8",))
+        return made
+
+    def read(self, rows: slice) -> Weights:
+        weights = codes.FP4[codes.nibbles(self.integers("weight_packed")[rows])]
+        if "weight_global_scale" in self.parts:
+            scale = self.floats("weight_scale")[rows] / self.floats("weight_global_scale").reshape(-1)[0]
+        else:
+            scale = powers(self.integers("weight_scale")[rows])
+        weights *= np.repeat(scale, -(-self.shape[1] // scale.shape[1]), axis=1)[:, : self.shape[1]]
+        return weights
+
+
+def powers(exponents: np.ndarray) -> Weights:
+    """Scales that are exponents alone, as powers of two."""
+    return np.ldexp(np.float32(1), exponents.astype(np.int32) - EXPONENT)
+
+
+def _groups(matrix: Packed, count: int) -> np.ndarray:
+    """[in] the group of each input."""
+    inputs = matrix.shape[1]
+    if "weight_g_idx" not in matrix.parts:
+        return np.arange(inputs) // -(-inputs // count)
+    found = matrix.integers("weight_g_idx")
+    if found.shape != (inputs,) or not 0 <= found.min() <= found.max() < count:
+        raise matrix.wrong(
+            "weight_g_idx", "it names groups that there are not", f"{inputs} numbers from 0 to {count - 1}"
+        )
+    return found

@@ -1,0 +1,94 @@
+"""GPTQ: codes packed along the inputs, a scale and a zero point for each group of inputs and each output.
+
+    W[o, i] = s[g(i), o] (q[i, o] - z[g(i), o])
+
+`qweight` [in b/32, out] and `qzeros` [groups, out b/32] are streams of b bits, `scales` [groups, out]; `g_idx` [in]
+names the group of each input, which act-order shuffles. The first version of the format stores z - 1 in b bits, the
+second z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from workbench.checkpoint.packed import codes
+from workbench.checkpoint.packed.layout import FLOATS, Packed, Weights, words
+from workbench.checkpoint.tensors import TensorInfo
+from workbench.exceptions import WorkbenchError
+
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Gptq(Packed):
+    """A matrix [out, in] of GPTQ. `second`: zero points are stored as they are."""
+
+    bits: int
+    second: bool
+
+    NEEDED = ("qweight", "qzeros", "scales")
+
+    @classmethod
+    def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Gptq:
+        """From the parts' shapes; `settings` is the config's, which single modules may depart from (`dynamic`)."""
+        qweight, scales = parts["qweight"].shape, parts["scales"].shape
+        if len(qweight) != 2 or len(scales) != 2:
+            raise WorkbenchError(name, f"its qweight is {list(qweight)}, its scales {list(scales)}", allowed="matrices")
+        inputs = prod(parts["g_idx"].shape) if "g_idx" in parts else 32 * qweight[0] // max(1, _bits(settings))
+        bits = 32 * qweight[0] // inputs if inputs else 0
+        if bits not in BITS:
+            raise WorkbenchError(name, f"its codes have {bits} bits", allowed=", ".join(map(str, BITS)))
+        if settings.get("bits", bits) != bits and not settings.get("dynamic"):
+            raise WorkbenchError(name, f"its codes have {bits} bits, and config.json says {settings['bits']!r:.20}")
+        groups = scales[0]
+        size = f" g{-(-inputs // groups)}" if groups > 1 else ""
+        second = str(settings.get("checkpoint_format")) == "gptq_v2"
+        made = cls(name, parts, (qweight[1], inputs), f"GPTQ {bits}-bit{size}", bits, second)
+        made.check("qweight", (words(inputs, bits), qweight[1]), ("I32",))
+        made.check("scales", (groups, qweight[1]), FLOATS)
+        made.check("qzeros", (groups, words(qweight[1], bits)), ("I32",))
+        if "g_idx" in parts:
+            made.check("g_idx", (inputs,), ("I32", "I64"))
+        return made
+
+    def read(self, rows: slice) -> Weights:
+        outputs, inputs = self.shape
+        q = codes.stream(np.ascontiguousarray(self.integers("qweight")[:, rows].T), self.bits, inputs)
+        scales = self.floats("scales")[:, rows].T
+        zeros = self._zeros()[:, rows].T
+        group = self._groups(scales.shape[1])
+        weights = (q - zeros[:, group]).astype(np.float32)
+        weights *= scales[:, group]
+        return weights
+
+    def _zeros(self) -> codes.Codes:
+        """[groups, out]
+
+        Writers of the first version take 1 from every code at once, by a subtraction of whole words, so that a code
+        of 0 borrows from its neighbour; a sum of whole words undoes that. Where codes straddle words each is
+        counted alone.
+        """
+        stored, step = self.integers("qzeros"), 0 if self.second else 1
+        if step and 32 % self.bits == 0:
+            ones = sum(1 << at for at in range(0, 32, self.bits))
+            return codes.stream(stored.view(np.uint32) + np.uint32(ones), self.bits, self.shape[0])
+        return (codes.stream(stored, self.bits, self.shape[0]) + step) & ((1 << self.bits) - 1)
+
+    def _groups(self, count: int) -> np.ndarray:
+        """[in] the group of each input."""
+        inputs = self.shape[1]
+        if "g_idx" not in self.parts:
+            return np.arange(inputs) // -(-inputs // count)
+        found = self.integers("g_idx")
+        if found.size and not 0 <= found.min() <= found.max() < count:
+            raise self.wrong("g_idx", f"it names the groups {found.min()} to {found.max()}", f"0 to {count - 1}")
+        return found
+
+
+def _bits(settings: dict[str, Any]) -> int:
+    found = settings.get("bits")
+    return found if type(found) is int and found in BITS else 0

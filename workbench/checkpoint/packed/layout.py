@@ -1,0 +1,93 @@
+"""A matrix that several tensors hold together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.exceptions import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.checkpoint.tensors import TensorInfo
+
+Weights = NDArray[np.float32]
+INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "u1"}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One matrix [out, in], or a stack of them, in a layout of its own.
+
+    Attributes:
+        name: the matrix's, ending in `.weight`.
+        parts: what the layout calls a tensor -> the tensor.
+        shape: [out, in], or [experts, out, in].
+        scheme: what it is stored as, for readers: "GPTQ 4-bit g128".
+    """
+
+    name: str
+    parts: Mapping[str, TensorInfo]
+    shape: tuple[int, ...]
+    scheme: str
+
+    NEEDED: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Packed:
+        """The matrix that these parts are, by their headers and the settings of `quantization_config`.
+
+        Raises:
+            WorkbenchError: they do not fit each other, or the settings.
+        """
+        raise NotImplementedError
+
+    def read(self, rows: slice) -> Weights:
+        """The weights of some rows along the first axis, float32."""
+        raise NotImplementedError
+
+    # --- for the layouts ------------------------------------------------------------------------
+
+    def integers(self, part: str) -> NDArray:
+        """A part of whole numbers as it is stored."""
+        from workbench.checkpoint import values
+
+        info = self.parts[part]
+        return values.bytes_at(info, 0, info.nbytes).view(INTEGERS[info.encoding]).reshape(info.shape)
+
+    def floats(self, part: str) -> Weights:
+        """A part of floats as float32.
+
+        Raises:
+            WorkbenchError: one of them is not a finite number.
+        """
+        from workbench.checkpoint import values
+
+        found = values.read(self.parts[part])
+        if not np.isfinite(found).all():
+            raise self.wrong(part, "it has values that are not finite numbers")
+        return found
+
+    def wrong(self, part: str, found: str, allowed: str = "") -> WorkbenchError:
+        """The error for a part that does not fit the others."""
+        info = self.parts.get(part)
+        where = f"{info.file.name}, tensor {info.name!r}" if info else f"{self.name}: {part}"
+        return WorkbenchError(where, found, allowed=allowed, do="get the file again from its author; it is damaged")
+
+    def check(self, part: str, shape: tuple[int, ...], encodings: tuple[str, ...]) -> None:
+        """Raise unless a part has this shape and one of these data types."""
+        info = self.parts[part]
+        if info.shape != shape or info.encoding not in encodings:
+            kinds = " or ".join(encodings)
+            raise self.wrong(part, f"it is {info.encoding} {list(info.shape)}", f"{kinds} {list(shape)}")
+
+
+FLOATS = ("F16", "BF16", "F32")
+
+
+def words(count: int, bits: int) -> int:
+    """Words of 32 bits that hold so many codes."""
+    return -(-count * bits // 32)
