@@ -106,4 +106,6 @@ class Int8(Packed):
         return made
 
     def read(self, rows: slice) -> Weights:
-        return self.integers("weight")[rows].astype(np.float32) * (self.floats("SCB")[rows, None] / 127)
+        weights = self.integers("weight")[rows].astype(np.float32)
+        weights *= self.floats("SCB")[rows, None] / 127
+        return weights

@@ -56,8 +56,7 @@ class Gptq(Packed):
         return made
 
     def read(self, rows: slice) -> Weights:
-        outputs, inputs = self.shape
-        q = codes.stream(np.ascontiguousarray(self.integers("qweight")[:, rows].T), self.bits, inputs)
+        q = codes.stream(np.ascontiguousarray(self.integers("qweight")[:, rows].T), self.bits, self.shape[1])
         scales = self.floats("scales")[:, rows].T
         zeros = self._zeros()[:, rows].T
         group = self._groups(scales.shape[1])
