@@ -23,6 +23,9 @@ import gguf
 import numpy as np
 
 from tests import tiny
+from workbench.checkpoint import Checkpoint, load
+from workbench.planning import Plan, plan_for
+from workbench.writing import beside
 
 RECORDED = Path(__file__).parent / "recorded" / "llama_cpp.json"
 RECORDED_BYTES = RECORDED.with_name("llama_cpp_bytes.json")
@@ -148,6 +151,12 @@ class _Importance(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
 
 
+class _TypeOf(ctypes.Structure):
+    """`llama_model_tensor_override`; a list of them ends with one that has no pattern."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int32))
+
+
 class _Settings(ctypes.Structure):
     """`llama_model_quantize_params`, with room for fields that later versions add."""
 
@@ -155,7 +164,9 @@ class _Settings(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("threads", "file_type", "head_type", "embedding_type")),
         *((name, ctypes.c_bool) for name in ("requantize", "head_too", "copy", "pure", "keep_split", "dry_run")),
         ("importance", ctypes.POINTER(_Importance)),
-        ("later", ctypes.c_uint64 * 16),
+        ("metadata", ctypes.c_void_p),
+        ("types", ctypes.POINTER(_TypeOf)),
+        ("later", ctypes.c_uint64 * 14),
     )
 
 
@@ -238,7 +249,30 @@ def record_bytes(library: ctypes.CDLL) -> dict[str, Any]:
                     failed = library.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(settings))
                     assert not failed, (described, name)
                     found.setdefault(described, {})[f"{name}{' by importance' if weighed else ''}"] = digest_of(target)
+            found[described][PLANNED] = digest_by_recipe(library, source, target)
     return found
+
+
+PLANNED = "each matrix in another format"
+
+
+def planned(model: Checkpoint) -> Plan:
+    """A plan that no rule makes."""
+    kinds = ("Q4_K", "Q8_0", "IQ4_XS", "Q5_K", "Q3_K", "Q6_K", "Q4_0")
+    return plan_for(model, {info.name: kinds[at % len(kinds)] for at, info in enumerate(model.matrices)})
+
+
+def digest_by_recipe(library: ctypes.CDLL, source: Path, target: Path) -> str:
+    """What llama.cpp writes by the lines that `beside.tensor_types` gives of that plan, read as llama-quantize does."""
+    lines = beside.tensor_types(planned(load(str(source)))).split()
+    asked = [line.rpartition("=")[::2] for line in lines]
+    types = (_TypeOf * (len(asked) + 1))(
+        *((pattern.encode(), gguf.GGMLQuantizationType[name.upper()].value) for pattern, name in asked)
+    )
+    settings = library.llama_model_quantize_default_params()
+    settings.threads, settings.file_type, settings.requantize, settings.types = 1, MIXED["Q4_K_M"], True, types
+    assert not library.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(settings))
+    return digest_of(target)
 
 
 if __name__ == "__main__":

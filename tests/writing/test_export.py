@@ -41,6 +41,13 @@ def test_every_byte_is_what_llama_cpp_writes(tmp_path: Path, described: str, rec
     assert llama_cpp.digest_of(made.path) == RECORDED[described][f"{recipe}{' by importance' if weighed else ''}"]
 
 
+@pytest.mark.parametrize("described", llama_cpp.WRITTEN)
+def test_llama_cpp_writes_the_same_by_the_plans_recipe(tmp_path: Path, described: str) -> None:
+    llama_cpp.write_model(tmp_path / "source.gguf", described)
+    made = export(llama_cpp.planned(wb.load(tmp_path / "source.gguf")), tmp_path / "made.gguf")
+    assert llama_cpp.digest_of(made.path) == RECORDED[described][llama_cpp.PLANNED]
+
+
 def test_the_file_has_the_planned_bytes_and_all_that_the_source_said(source: Checkpoint, tmp_path: Path) -> None:
     plan = plan_for(source, {"blk.0.attn_q.weight": "Q4_K", "blk.1.ffn_down.weight": "IQ4_NL"})
     made = export(plan, tmp_path / "made.gguf")
