@@ -78,7 +78,7 @@ class Picker:
         self.more = widgets.ToggleButton(description="Options")
         self.more.layout.width = "auto"
         self.more.add_class("wb-link")
-        self.more.observe(lambda _: self.show(False), "value")
+        self.more.observe(lambda _: self._show_options(self._now), "value")
         self._of_local = parts.box(self.context, self.threads, self.keys, self.values, cls="wb-row")
         self._of_server = parts.box(self.url, self.model, self.ask, self.key, cls="wb-row")
         self.widget = parts.box(
