@@ -107,9 +107,9 @@ def test_keys_and_values_of_fewer_bits_diverge_further(reference, engine):
     assert sorted(diverged, key=diverged.get) == list(diverged)
 
 
-@pytest.mark.parametrize(("kv", "close"), [(("f16", "q4_0"), 0.1), (("q4_0", "f16"), 0.6)])
+@pytest.mark.parametrize(("kv", "close"), [(("f16", "q4_0"), 0.02), (("q4_0", "f16"), 0.3)])
 def test_transformers_loses_by_rounded_keys_and_values_what_llama_cpp_loses(reference, kv, close):
-    """Keys lie in another order in llama.cpp's heads, so other values share a scale; values do not."""
+    """Keys lie in another order in llama.cpp's heads, so others share a scale, and it rounds the queries too."""
     diverged = []
     for how in ({"engine": "llama.cpp", "threads": 1}, {"dtype": "float32", "device": "cpu"}):
         with wb.run(reference, **how) as exact, wb.run(reference, **how, kv=kv) as fewer:

@@ -4,6 +4,10 @@ Every key and value that is attended to was rounded, also those of the tokens th
 (transformers' own QuantizedCache attends to the exact ones of the first tokens that it is given, and to those of the
 last 128; so one forward pass over a text shows nothing of it.) They are kept decoded: this is the quality of
 a type, not its memory, which `workbench.memory` tells.
+
+A few numbers of every key are far larger than the rest, and ruin the scale of their block. So llama.cpp turns keys
+and values by a Hadamard matrix before it rounds them to blocks, which spreads those numbers over the head
+(its src/llama-kv-cache.cpp, `attn_rot`; as in QuaRot, Ashkboos et al. 2024), and so does this.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from functools import lru_cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench import formats
 from workbench.exceptions import WorkbenchError, need
 from workbench.fit.cache import TYPES, type_names
@@ -19,6 +25,7 @@ from workbench.fit.cache import TYPES, type_names
 if TYPE_CHECKING:
     import torch
 
+TURNED = 64  # heads that are no multiple of it are not turned
 Kept = tuple[str, str] | None  # the types of keys and of values; None: what the model computes in
 
 
@@ -81,7 +88,25 @@ def _rounding() -> Any:
 
 def _rounded(states: torch.Tensor, name: str, what: str) -> torch.Tensor:
     """States [.., head] as they come back from being stored, block after block of a head."""
-    _check_width(name, what, states.shape[-1])
-    rows = states.detach().float().cpu().numpy().reshape(-1, states.shape[-1])
-    found = need("torch").from_numpy(formats.get(name.upper()).roundtrip(rows))
-    return found.to(states.device, states.dtype).reshape(states.shape)
+    torch, width = need("torch"), states.shape[-1]
+    _check_width(name, what, width)
+    turned = hadamard(turn_of(name, what, width))  # its own inverse
+    rows = states.detach().float().cpu().numpy().reshape(-1, len(turned))
+    stored = formats.get(name.upper()).roundtrip((rows @ turned).reshape(-1, width))
+    return torch.from_numpy(stored.reshape(rows.shape) @ turned).to(states.device, states.dtype).reshape(states.shape)
+
+
+def turn_of(name: str, what: str, width: int) -> int:
+    """How many neighbours in a head llama.cpp turns together: all it can of keys, 64 of values; 1: none."""
+    if TYPES[name][0] == 1 or width % TURNED:
+        return 1
+    return width & -width if what == "keys" else TURNED
+
+
+@lru_cache
+def hadamard(size: int) -> np.ndarray:
+    """Sylvester's matrix, scaled to keep lengths: float32 [size, size], for a power of two."""
+    made = np.ones((1, 1), np.float32)
+    while len(made) < size:
+        made = np.block([[made, made], [made, -made]])
+    return (made / size**0.5).astype(np.float32)
