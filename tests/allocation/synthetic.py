@@ -5,13 +5,14 @@ The costs fall by four with every bit, as rounding errors do, from a level drawn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import pandas as pd
 
 from workbench import formats
+from workbench.checkpoint import TensorInfo
 from workbench.fit.outline import Outline, from_config
 from workbench.measure.card import Card, Curve
 from workbench.measure.prices import Prices
@@ -26,6 +27,13 @@ SEVENTY = {
     **LLAMA,
     **{"hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 128256},
     **{"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8},
+}
+
+MANY_EXPERTS = {
+    **{"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "vocab_size": 151936},
+    **{"num_hidden_layers": 60, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128},
+    **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    **{"max_position_embeddings": 40960, "dtype": "bfloat16"},
 }
 
 
@@ -70,23 +78,18 @@ def of(model: Outline, seed: int = 0) -> MadeUp:
     return MadeUp(model, {}, {}, CURVE, (), {}, seed)
 
 
-MANY = {
-    # 12 layers of 64 experts, each a matrix of its own as in a folder of safetensors
-    f"model.layers.{layer}.mlp.experts.{expert}.{role}.weight": (512, 256) if role == "down_proj" else (256, 512)
-    for layer in range(12)
-    for expert in range(64)
-    for role in ("gate_proj", "up_proj", "down_proj")
-}
+def experts(layers: int = 12, many: int = 64) -> MadeUp:
+    """A card of a model of many experts, each a matrix of its own as in a folder of safetensors."""
+    config = {**MANY_EXPERTS, "num_hidden_layers": layers, "num_experts": many}
+    outline, _ = from_config(config)
+    tensors = {each.name: each for info in outline.tensors.values() for each in _apart(info)}
+    return of(replace(outline, tensors=tensors))
 
 
-def experts() -> MadeUp:
-    """A card of a model of many experts."""
-    from pathlib import Path
-
-    from workbench.checkpoint import TensorInfo, names
-
-    tensors = {
-        name: TensorInfo(name, shape, "BF16", 2 * prod(shape), Path("m"), 0, *names.place(name))
-        for name, shape in {"model.embed_tokens.weight": (4096, 512), **MANY}.items()
-    }
-    return of(Outline("experts", Path("m"), "safetensors", {"model_type": "mixtral"}, {}, tensors))
+def _apart(info: TensorInfo) -> list[TensorInfo]:
+    """The experts of a stack, or the tensor itself."""
+    if len(info.shape) < 3:
+        return [info]
+    parent, role = info.name.split(".experts.")
+    made = (f"{parent}.experts.{number}.{role}.weight" for number in range(info.shape[0]))
+    return [replace(info, name=name, shape=info.shape[1:], nbytes=2 * prod(info.shape[1:])) for name in made]

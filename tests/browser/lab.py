@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page
 
@@ -24,7 +25,7 @@ RUN_ALL = "void window.jupyterapp.commands.execute('notebook:run-all-cells')"  #
 
 def notebook(path: Path, cells: Sequence[str]) -> None:
     """Write a notebook of code cells."""
-    made = [
+    made: list[dict[str, Any]] = [
         {
             "cell_type": "code",
             "id": f"cell-{n}",
@@ -81,9 +82,10 @@ def opened(browser: Browser, address: str, name: str, *, width: int = 1000, heig
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.set_default_timeout(120_000)  # the machine that runs the tests may be slow
-    page.asked = []  # type: ignore[attr-defined]
-    page.on("request", lambda request: page.asked.append(request.url))  # type: ignore[attr-defined]
-    page.on("websocket", lambda socket: page.asked.append(socket.url))  # type: ignore[attr-defined]
+    asked: list[str] = []
+    page.asked = asked  # type: ignore[attr-defined]
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url))
     try:
         page.goto(f"{address}/lab/tree/{name}?reset")
         page.wait_for_function(STARTED)

@@ -102,7 +102,7 @@ def test_by_cost_a_colour_keeps_its_meaning_and_has_a_scale(panel):
 
 def test_experts_are_one_cell_which_opens_and_one_of_them_alone_is_refused():
     panel = opened(synthetic.experts(), bits=4.4)
-    assert len(panel.editor.paint["cells"]) == 12 * 3 + 1
+    assert len(panel.editor.paint["cells"]) == 12 * 7 + 2
     command(panel, "open", row="3")
     inner = [row for row in panel.editor.view["rows"] if row.get("inner")]
     assert len(inner) == 64

@@ -114,10 +114,9 @@ class Draft:
     @property
     def code(self) -> str:
         """Lines that give this plan as `plan`, from `model` and `card`."""
-        names, mix = self.tariff.tensors, self.now.mix
-        changes = {names[row]: self.tariff.name(mix[row]) for row in self._changed().tolist()}
-        whole = {name: each.name for name, each in self.tariff.by_tensor(mix).items()}
-        return spelled(self.now.origin, changes, whole, names)
+        names = self.tariff.tensors
+        changes = {names[row]: self._asked(names[row]) for row in self._changed().tolist()}
+        return spelled(self.now.origin, changes, self._asked, names)
 
     @property
     def last(self) -> State | None:
@@ -286,6 +285,10 @@ class Draft:
         """The rows in which the plan is not as it began."""
         return np.flatnonzero(self.tariff.stored(self.now.mix) != self.tariff.stored(self.now.began))
 
+    def _asked(self, tensor: str) -> str:
+        """The format that a matrix was given; empty for one that stays as it is."""
+        return self.tariff.name(int(self.now.mix[self.tariff.row[tensor]]))
+
     def _found(self, name: str, mix: Mix) -> tuple[Origin, Mix]:
         """The origin of a plan of which only its formats are known: the best one of its size, and what differs."""
         nbytes = self.tariff.total(mix)
@@ -297,7 +300,9 @@ class Draft:
 
     def _solving(self, budget: int, keep: dict[str, str]) -> str:
         names = as_list([each.name for each in self.choices.asked])
-        told = f", keep={as_dict(patterned(keep, keep, self.tariff.tensors))}" if keep else ""
+        told = (
+            f", keep={as_dict(patterned(keep, lambda name: keep.get(name, ''), self.tariff.tensors))}" if keep else ""
+        )
         return f"wb.plan(card, {names}, budget={budget:_}{told})"
 
     # --- the solver ------------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 NUMBER = re.compile(r"\d+")
 
@@ -29,46 +29,53 @@ class Origin:
     kind: Literal["priced", "formats", ""] = ""
 
 
-def spelled(origin: Origin, changes: Mapping[str, str], formats: Mapping[str, str], names: Sequence[str]) -> str:
+def spelled(origin: Origin, changes: Mapping[str, str], asked: Callable[[str], str], names: Sequence[str]) -> str:
     """Lines that give a plan as `plan`, from `model` and `card`.
 
     Args:
         changes: tensor -> format, where the plan is not as it began; "" for one that stays as it is in the file.
-        formats: tensor -> format, of the whole plan.
+        asked: tensor -> format, of the whole plan, in the same way.
         names: all matrices of the model.
     """
     if origin.kind and not changes:
         return f"plan = {origin.code}" if origin.kind == "priced" else f"plan = wb.plan(card, {origin.code})"
     if origin.kind and "" not in changes.values():
         if origin.kind == "priced":
-            return f"plan = {origin.code}.with_({as_dict(patterned(changes, formats, names))})"
+            return f"plan = {origin.code}.with_({as_dict(patterned(changes, asked, names))})"
         entries = [f"**{origin.code}.formats", *_entries(changes)]
         return f"plan = wb.plan(card, {_braced(entries)})"
-    return f"plan = wb.plan(card, {as_dict(formats)})"
+    return f"plan = wb.plan(card, {as_dict({name: format for name in names if (format := asked(name))})})"
 
 
-def patterned(changes: Mapping[str, str], whole: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+def patterned(changes: Mapping[str, str], asked: Callable[[str], str], names: Sequence[str]) -> dict[str, str]:
     """Tensor -> format, with one pattern (`blk.*.attn_v.weight`) for all layers, or experts, that end up alike.
 
     Args:
-        whole: tensor -> format, of all that a pattern may speak of: it may name again what is so already.
+        asked: tensor -> format, of all that a pattern may speak of: it may name again what is so already.
         names: all matrices that a pattern could match.
     """
     left, found = dict(changes), {}
-    if len(changes) > 1:
-        for classes in _classes(tuple(names)):
-            for pattern, members in classes.items():
-                asked = {whole.get(name, "") for name in members}
-                if len(asked) == 1 and "" not in asked and sum(name in left for name in members) > 1:
-                    found[pattern] = asked.pop()
-                    for name in members:
-                        left.pop(name, None)
+    for kind in _kinds(tuple(names)) if len(changes) > 1 else ():
+        touched = Counter(kind.pattern[name] for name in left if name in kind.pattern)
+        for pattern in [pattern for pattern, many in touched.items() if many > 1]:
+            formats = {asked(name) for name in kind.members[pattern]}
+            if len(formats) == 1 and "" not in formats:
+                found[pattern] = formats.pop()
+                for name in kind.members[pattern]:
+                    left.pop(name, None)
     return {**found, **left}
 
 
+class _Kinds(NamedTuple):
+    """Names by the pattern that matches just them: pattern -> its names, name -> its pattern."""
+
+    members: dict[str, list[str]]
+    pattern: dict[str, str]
+
+
 @lru_cache(maxsize=4)
-def _classes(names: tuple[str, ...]) -> tuple[dict[str, list[str]], ...]:
-    """Pattern -> the names it matches: with every number left open, then with every number but the first, the layer's.
+def _kinds(names: tuple[str, ...]) -> list[_Kinds]:
+    """With every number left open, then with every number but the first, the layer's.
 
     A pattern that matches others too (an expert's matrix, of a layer's) is left out.
     """
@@ -80,14 +87,13 @@ def _classes(names: tuple[str, ...]) -> tuple[dict[str, list[str]], ...]:
         if len(classes) > len(names) // 2:
             continue  # nearly every name would be a pattern of its own
         # With its numbers written as *, a name stands for its class: a pattern that matches one matches all.
-        made.append(
-            {
-                pattern: members
-                for pattern, members in classes.items()
-                if "[" not in pattern and not any(fnmatchcase(other, pattern) for other in classes if other != pattern)
-            }
-        )
-    return tuple(made)
+        members = {
+            pattern: found
+            for pattern, found in classes.items()
+            if "[" not in pattern and not any(fnmatchcase(other, pattern) for other in classes if other != pattern)
+        }
+        made.append(_Kinds(members, {name: pattern for pattern, found in members.items() for name in found}))
+    return made
 
 
 def _open(name: str, kept: int) -> str:

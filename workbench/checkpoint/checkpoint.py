@@ -56,7 +56,7 @@ class Checkpoint:
         """Bytes of all tensors as stored, scales included."""
         return sum(info.nbytes for info in (*self.tensors.values(), *self.extras.values()))
 
-    @property
+    @cached_property
     def params(self) -> int:
         """The number of parameters; a tied head is not counted twice."""
         return sum(info.params for info in self.tensors.values())

@@ -74,8 +74,32 @@ class _Axis:
         return {each: f"{each:g}" for each in found if self.low <= each <= self.high}
 
 
+@dataclass(frozen=True)
+class Backdrop:
+    """What a plan moves on: the best mixes, (bits per weight, KL), and marks, (kind, name, bits, KL, words)."""
+
+    best: list[tuple[float, float]]
+    marks: list[tuple[str, str, float, float, str]]
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Backdrop:
+        """From the frame of an `allocation.front.Front`."""
+        rows = list(frame[frame.kl > figures.LEAST_KL].itertuples())
+        best = [(row.bits, row.kl) for row in rows if row.kind == "front"]
+        step = max(1, len(best) // MOST_POINTS)
+        marks = [
+            (
+                *(row.kind, row.name, row.bits, row.kl),
+                f"{row.name}: {row.bits:.2f} bits, {figures.size(row.nbytes)}, predicted KL {row.kl:.3g}",
+            )
+            for row in rows
+            if row.kind in ("uniform", "rule")
+        ]
+        return cls([*best[:-1:step], *best[-1:]], marks)
+
+
 def front(
-    frame: pd.DataFrame,
+    behind: Backdrop,
     now: Point,
     *,
     last: Point | None = None,
@@ -85,28 +109,23 @@ def front(
     """Bits per weight against predicted KL: the best mixes as a line, what people take as marks, the plan on it.
 
     Args:
-        frame: of `allocation.front.Front`.
         last: the plan before the last change.
         around: bits per weight and KL of the best mixes around what is locked.
         verified: plans that were measured.
     """
-    rows = frame[(frame.kl > figures.LEAST_KL) & (frame.kind != "plan")]
-    best, measured = rows[rows.kind == "front"], [each for each in verified if each.measured > 0]
+    measured = [each for each in verified if each.measured > 0]
     beside = [each for each in (now, last) if each is not None and each.kl > 0]
-    bits = [*rows.bits, *(each.bits for each in beside)]
-    kls = [*rows.kl, *(each.kl for each in beside), *(each.measured for each in measured)]
-    x, y = _axes(bits, kls)
+    places = [*behind.best, *(mark[2:4] for mark in behind.marks), *((each.bits, each.kl) for each in beside)]
+    x, y = _axes([bits for bits, _ in places], [*(kl for _, kl in places), *(each.measured for each in measured)])
     drawn = [*_frame(x, y, "bits per weight of the whole model", "predicted KL, nats per token")]
     if around is not None:
         drawn.append(_line(x, y, *around, color=MARKS["plan"][1], dash="2 3"))
-    drawn.append(_line(x, y, best.bits.tolist(), best.kl.tolist(), color=figures.BEFORE))
+    drawn.append(_line(x, y, *([each[i] for each in behind.best] for i in (0, 1)), color=figures.BEFORE))
     words = _Words()
-    for kind in ("uniform", "rule"):
-        for row in rows[rows.kind == kind].itertuples():
-            said = f"{row.name}: {row.bits:.2f} bits, {figures.size(row.nbytes)}, predicted KL {row.kl:.3g}"
-            drawn.append(_mark(x(row.bits), y(row.kl), kind, MARKS[kind][1], said))
-            if kind == "uniform" or row.name == "Q4_K_M":
-                words.add(x(row.bits), y(row.kl), str(row.name))
+    for kind, name, bits, kl, said in behind.marks:
+        drawn.append(_mark(x(bits), y(kl), kind, MARKS[kind][1], said))
+        if kind == "uniform" or name == "Q4_K_M":
+            words.add(x(bits), y(kl), name)
     drawn += words.drawn
     for point in measured:
         drawn += _measured(x(point.bits), y, point)

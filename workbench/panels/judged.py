@@ -38,6 +38,7 @@ def headline(draft: Draft, measured: Verified | None) -> Markup:
     ]
     if measured is not None:
         kl, ratio = measured.measured.kl, measured.measured.ratio
+        shown.append(tag("div"))  # so that they stand below what was predicted of them
         shown.append(_figure("KL", f"{kl.value:.3g}", f"± {kl.error:.2g} nats per token", kind="measured"))
         shown.append(_figure("Perplexity", f"× {ratio.value:.4g}", f"± {ratio.error:.2g}", kind="measured"))
     return tag("div", *shown, cls="wb-figures")

@@ -57,6 +57,7 @@ class Plan(Panel):
         self.preparing = Preparing(self, self._begin)
         self.checks = Checks(self)
         self._held: tuple[object, judged.Held] | None = None
+        self._behind: tuple[Draft, chart.Backdrop] | None = None
         self._taken: object = None  # the session's plan that came from here, or was taken up here
         self.session.observe(self._fitting, ["engine", "context", "batch", "kv", "device"])
         self.empty = parts.hint("Open a model first.")
@@ -351,6 +352,12 @@ class Plan(Panel):
         finally:
             self._updating = was
 
+    def _backdrop(self, draft: Draft) -> chart.Backdrop:
+        """Of the draft's front, which stays while the plan moves on it."""
+        if self._behind is None or self._behind[0] is not draft:
+            self._behind = draft, chart.Backdrop.of(draft.front.frame)
+        return self._behind[1]
+
     def _front(self, draft: Draft) -> Markup:
         last, around = draft.last, None
         if draft.now.locked.any():
@@ -360,7 +367,7 @@ class Plan(Panel):
         if last is not None:
             before = Point.of("the last plan", 8 * last.nbytes / self._params, last.predicted)
         now = Point.of(draft.name, draft.bits, draft.predicted)
-        return chart.front(draft.front.frame, now, last=before, around=around, verified=self.checks.points)
+        return chart.front(self._backdrop(draft), now, last=before, around=around, verified=self.checks.points)
 
     def _in_memory(self, draft: Draft) -> Markup:
         session = self.session
@@ -396,7 +403,7 @@ class Plan(Panel):
             return tag("p", "No plan yet.")
         found = judged.headline(draft, self.checks.of(draft))
         front = chart.front(
-            draft.front.frame, Point.of(draft.name, draft.bits, draft.predicted), verified=self.checks.points
+            self._backdrop(draft), Point.of(draft.name, draft.bits, draft.predicted), verified=self.checks.points
         )
         return together(found, judged.deltas(draft), front, self.checks.drawn(), judged.still_grid(self.editor.sheet))
 

@@ -148,5 +148,5 @@ def card_said(card: Any) -> Markup:
     """A card in a line."""
     tokens = card.provenance.get("tokens")
     many = f"{tokens:,} tokens, " if isinstance(tokens, int) else ""
-    told = f"{many}KL ≈ {card.curve.a:.3g} S^{card.curve.b:.3g} of the sum S of all costs"
+    told = f"{many}{card.curve}, with S the sum of all costs"
     return tag("div", told, cls="wb-hint")
