@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 
 import workbench as wb
 from tests import tiny
-from tests.engines import models
+from tests.engines import models, servers
 from workbench.engines import Reply, build
 from workbench.engines.base import Can
 from workbench.tasks import answering
@@ -197,3 +200,44 @@ def test_choices_in_llama_cpp_have_the_likelihoods_that_transformers_gives(tmp_p
         found = wb.benchmark([file, engine], task, dtype="float32")
     here, there = (each.outcomes[0][0].said.likelihoods for each in found.entries)
     np.testing.assert_allclose(here, there, rtol=1e-3)
+
+
+def test_a_server_is_asked_several_questions_at_once_and_its_faults_cost_their_examples():
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def chat(asked):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.2)
+        prompt = json.loads(asked.body)["messages"][-1]["content"]
+        if "3" in prompt:
+            asked.begin(500, "application/json")
+        else:
+            asked.begin()
+            asked.piece(f"It is {prompt.split()[-1]}", "stop")
+            asked.write("data: [DONE]\n\n")
+        with lock:
+            inside[0] -= 1
+
+    with servers.running(chat=chat) as server:
+        found = wb.benchmark(server.url, wb.task(rows(8)), parallel=3)
+    assert most[0] == 3
+    assert [one.right for one in found.reference.outcomes[0]] == [True] * 3 + [None] + [True] * 4
+    assert found.reference.outcomes[0][3].error
+    assert found.reference.nbytes is None
+
+
+def test_pictures_and_the_page_hold_every_candidate_and_escape_what_strangers_wrote(model, tmp_path):
+    task = wb.task([{"prompt": "<script>x</script> 1?", "answer": "1"}] * 3, max_tokens=3, name="<script>t")
+    found = wb.benchmark({"base": model, "<script>c": "INT4"}, task)
+    page = found.report(tmp_path / "page.html").read_text()
+    without_plotly = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "<script" not in without_plotly
+    assert "&lt;script&gt;t" in without_plotly
+    assert not re.findall(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?!data:)""", page)
+    gap = found.pairs["<script>t", "<script>c"].difference
+    shown = [trace for trace in found.figure().data if trace.x]
+    assert [trace.x[0] for trace in shown] == [100 * gap.value]
+    assert list(found.by_bytes().data[0].x) == sorted(each.nbytes / 1e6 for each in found.entries)
+    assert list(found.by_kl().data[0].x) == [found.entries[1].kl[0].value]
