@@ -85,9 +85,9 @@ class Paired:
     @property
     def settles(self) -> str:
         """What more examples would do, in a sentence; empty where it is settled."""
-        if self.examples < 2:
+        if self.examples == 1:
             return "with one example nothing can be said; bring 20 or more"
-        if self.settled or self.alike:
+        if self.examples == 0 or self.settled or self.alike:
             return ""
         if self.more is None:
             return ""

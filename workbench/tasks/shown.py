@@ -12,7 +12,7 @@ from workbench.tasks.paired import FEW, Interval
 if TYPE_CHECKING:
     from workbench.tasks.result import Benchmark
 
-HEADS = ("", "score", "difference, points", "won", "lost", "p", "", "KL", "tokens/s", "size")
+HEADS = ("", "score", "difference, points", "won", "lost", "p", "verdict", "KL", "tokens/s", "size")
 
 
 def text(found: Benchmark) -> str:
@@ -56,10 +56,10 @@ def cells(found: Benchmark, place: int) -> list[tuple[str, ...]]:
             (
                 each.name,
                 share(found.accuracies[key]),
-                points(pair.difference) if pair else "",
-                str(pair.wins) if pair else "",
-                str(pair.losses) if pair else "",
-                probability(pair.holm) if pair else "",
+                points(pair.difference) if pair and pair.examples else "",
+                str(pair.wins) if pair and pair.examples else "",
+                str(pair.losses) if pair and pair.examples else "",
+                probability(pair.holm) if pair and pair.examples else "",
                 pair.verdict if pair else "the reference",
                 f"{kl.value:.3g}" if kl else "",
                 "" if math.isnan(speed) else f"{speed:.1f}",
@@ -71,7 +71,7 @@ def cells(found: Benchmark, place: int) -> list[tuple[str, ...]]:
 
 def share(interval: Interval) -> str:
     if math.isnan(interval.value):
-        return "none"
+        return "no score"
     around = "" if math.isnan(interval.low) else f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
     return f"{100 * interval.value:.1f} %{around}"
 
@@ -79,7 +79,7 @@ def share(interval: Interval) -> str:
 def points(interval: Interval) -> str:
     """A difference in percentage points, with its sign."""
     if math.isnan(interval.value):
-        return "none"
+        return "no score"
     around = "" if math.isnan(interval.low) else f" ({signed(interval.low)} to {signed(interval.high)})"
     return f"{signed(interval.value)}{around}"
 
