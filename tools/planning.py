@@ -13,7 +13,7 @@ import os
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Page
 
@@ -47,8 +47,8 @@ class Film:
         self.page.wait_for_timeout(500)
         box = self.page.locator(".jp-Notebook").first.bounding_box()
         assert box is not None
-        clip = {"x": box["x"] + 70, "y": box["y"], "width": box["width"] - 82, "height": box["height"]}
-        image = Image.open(BytesIO(self.page.screenshot(clip=clip))).convert("RGB")  # type: ignore[arg-type]
+        clip: Any = {"x": box["x"] + 70, "y": box["y"], "width": box["width"] - 82, "height": box["height"]}
+        image = Image.open(BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
         self.frames.append((image, milliseconds))
 
     def save(self, path: Path) -> None:
