@@ -61,7 +61,7 @@ class Checkpoint:
         """The number of parameters; a tied head is not counted twice."""
         return sum(info.params for info in self.tensors.values())
 
-    @property
+    @cached_property
     def matrices(self) -> list[TensorInfo]:
         """What a quantizer works on: the embedding, the layers' matrices in order, the head."""
         return [info for info in self.tensors.values() if info.is_matrix]

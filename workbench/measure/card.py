@@ -16,6 +16,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from workbench import files
 from workbench.checkpoint import Checkpoint, safetensors, values
 from workbench.checkpoint.tensors import TensorInfo, malformed
 from workbench.exceptions import WorkbenchError
+from workbench.formats.rows import cores
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -228,7 +230,10 @@ class Card:
 
 def model_hash(checkpoint: Checkpoint) -> str:
     """A name for the values of the model's matrices, the same on every machine; reads each once."""
-    return files.digest([[info.name, info.shape, checkpoint.digest(info.name)] for info in checkpoint.matrices])
+    matrices = checkpoint.matrices
+    with ThreadPoolExecutor(min(8, cores())) as pool:  # a hash takes longer than a disk, and releases the interpreter
+        digests = pool.map(checkpoint.digest, [info.name for info in matrices])
+        return files.digest([[info.name, info.shape, found] for info, found in zip(matrices, digests, strict=True)])
 
 
 def _head(path: Path, text: str) -> dict[str, Any]:

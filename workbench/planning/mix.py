@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -125,9 +126,16 @@ def planned(checkpoint: Checkpoint, name: str, asked: Mapping[str, Format]) -> P
     used, nbytes = {}, 0
     for tensor, format in asked.items():
         *experts, rows, cols = matrices[tensor].shape  # each expert of a stack is a matrix of its own
-        used[tensor] = format.used_for((rows, cols))
-        nbytes += prod(experts) * used[tensor].nbytes((rows, cols))
+        used[tensor], size = _stored(format, (rows, cols))
+        nbytes += prod(experts) * size
     return Plan(name, checkpoint, used, nbytes + left_as_is(checkpoint, used))
+
+
+@lru_cache(maxsize=4096)  # a model of many experts asks for few shapes, tens of thousands of times
+def _stored(format: Format, shape: tuple[int, int]) -> tuple[Format, int]:
+    """What is really stored for a [rows, cols] matrix, and its bytes."""
+    used = format.used_for(shape)
+    return used, used.nbytes(shape)
 
 
 def left_as_is(checkpoint: Checkpoint, used: dict[str, Format]) -> int:
