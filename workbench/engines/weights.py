@@ -73,9 +73,7 @@ class Weights:
         torch = need("torch")
         info = self.checkpoint.tensors[name]
         if self.checkpoint.kind == "safetensors" and info.encoding in HALVES and name not in self.formats:
-            raw = values.bytes_at(
-                info, 0, info.nbytes
-            )  # nothing is made of it in float32, which takes five times as long
+            raw = values.bytes_at(info, 0, info.nbytes)  # by way of float32 it would take five times as long
             self._count(name, info.nbytes)
             return torch.from_numpy(raw).view(getattr(torch, HALVES[info.encoding])).view(info.shape)
         _, array = self.checkpoint.to_hf(name, self.array(name))
