@@ -28,6 +28,7 @@ TARGETS = (0.06, 1.2)  # sums of costs, in nats, at which plans are measured
 MIXES = (0.25, 0.7)  # the same for plans that mix levels at random
 SPREAD = (0.1, 0.25, 0.5, 1.0, 2.0)  # by which mixes vary the step, as formats of 3 to 7 bits do
 APART = math.log(1.25)  # between the least and the greatest 1 + S, for an exponent to be fitted
+PIECE = 1 << 24  # weights that are rounded at once
 FINE = 256  # levels of the embedding and the head in plans, which are rarely stored in few bits
 
 Levels = dict[str, int]  # a plan to be measured: tensor name -> levels
@@ -36,12 +37,19 @@ Levels = dict[str, int]  # a plan to be measured: tensor name -> levels
 def rounded(weights: torch.Tensor, levels: int, group: int = GROUP) -> torch.Tensor:
     """`weights` [.., in] on `levels` even steps from the least to the greatest of each group of inputs, float32."""
     torch = need("torch")
-    wide = weights.float()
-    short = -wide.shape[-1] % group
-    groups = torch.nn.functional.pad(wide, (0, short)).unflatten(-1, (-1, group))
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    step = ((high - low) / (levels - 1)).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (((groups - low) / step).round_() * step + low).flatten(-2)[..., : wide.shape[-1]]
+    made = torch.empty(weights.shape, dtype=torch.float32, device=weights.device)
+    for part, into in zip(_pieces(weights), _pieces(made), strict=True):
+        groups = torch.nn.functional.pad(part.float(), (0, -part.shape[-1] % group)).unflatten(-1, (-1, group))
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        step = ((high - low) / (levels - 1)).clamp_(min=torch.finfo(torch.float32).tiny)
+        into.copy_(((groups - low) / step).round_().mul_(step).add_(low).flatten(-2)[..., : part.shape[-1]])
+    return made
+
+
+def _pieces(weights: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Runs of rows, small enough that a few of them in float32 take little beside the model."""
+    rows = max(1, PIECE * len(weights) // max(1, weights.numel()))
+    return weights.split(rows)
 
 
 def cost(card: MatrixCard, error: torch.Tensor) -> float:
@@ -49,7 +57,7 @@ def cost(card: MatrixCard, error: torch.Tensor) -> float:
     torch = need("torch")
     rows = torch.from_numpy(card.row_weights).to(error.device)
     by_input = (rows[..., None, :] @ error.float().square()).squeeze(-2)
-    return float((by_input * torch.from_numpy(card.cols).to(error.device)).sum())
+    return card.nats(float((by_input * torch.from_numpy(card.cols).to(error.device)).sum()))
 
 
 def costs(cards: Mapping[str, MatrixCard], places: Mapping[str, Place]) -> Iterator[tuple[str, float]]:

@@ -2,12 +2,13 @@
 
 The cost of storing W as Q in one matrix, in nats per token, is predicted as
 
-    k = m/2 sum_ij r_i c_j (W - Q)_ij^2 / sum(r)
+    q = 1/2 sum_ij r_i c_j (W - Q)_ij^2 / sum(r)        k = m q / (1 + q)
 
 with r and c the row and column sums of the matrix's Fisher information (`measure.fisher`),
-and m the ratio of measured to predicted KL where it was measured, else 1. For S, the sum of k
-over a plan, the KL of the whole is a S (1 + S)^b: the curve, fitted on measured plans. Small errors add up, which
-a quadratic form of independent errors must give; large ones do more than that together.
+and m the ratio of measured to predicted KL where it was measured, else 1. For small errors k is the quadratic
+form q; a large error in a single matrix does less than that. For S, the sum of k over a plan, the KL of the whole is
+a S (1 + S)^b: the curve, fitted on measured plans. Small errors add up, which a quadratic form of independent
+errors must give; large ones do more than that together.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from workbench.measure.prices import Prices
     from workbench.progress import Steps
 
-VERSION = "2"
+VERSION = "3"
 
 
 class Curve(NamedTuple):
@@ -82,11 +84,6 @@ class MatrixCard:
         """The sum of the Fisher information over all weights."""
         return float(self.rows.sum(dtype=np.float64))
 
-    @property
-    def unscaled(self) -> MatrixCard:
-        """The prediction before it was held against a measurement: a ratio of 1."""
-        return replace(self, ratio=1.0)
-
     def measured(self, found: Iterable[Measured], tensor: str) -> MatrixCard:
         """The card corrected by the measurement of `tensor` among those found, if there is one."""
         ratios = [each.kl / each.predicted for each in found if each.tensor == tensor and each.predicted > 0]
@@ -94,15 +91,20 @@ class MatrixCard:
 
     @cached_property
     def row_weights(self) -> np.ndarray:
-        """m r_i / (2 sum r), [.., out]: with `cols`, what weighs each squared error. Zero where no token came by."""
+        """r_i / (2 sum r), [.., out]: with `cols`, what weighs each squared error. Zero where no token came by."""
         total = self.rows.sum(-1, keepdims=True, dtype=np.float64)
         shares = np.divide(self.rows, total, out=np.zeros(self.rows.shape), where=total > 0)
-        return (0.5 * self.ratio * shares).astype(np.float32)
+        return (0.5 * shares).astype(np.float32)
 
     def cost(self, error: np.ndarray) -> float:
         """Nats per token that an error W - Q, [.., out, in], is predicted to cost."""
         squares = np.square(error, dtype=np.float32)
-        return float(np.einsum("...o,...oi,...i->...", self.row_weights, squares, self.cols).sum(dtype=np.float64))
+        form = np.einsum("...o,...oi,...i->...", self.row_weights, squares, self.cols)
+        return self.nats(float(form.sum(dtype=np.float64)))
+
+    def nats(self, form: float) -> float:
+        """m q / (1 + q) of the quadratic form q of an error, summed over the experts of a stack, which share it."""
+        return self.ratio * form / (1 + form / prod(self.rows.shape[:-1]))
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value

@@ -101,7 +101,7 @@ def prices_steps(
                     "format": fmt.name,
                     "used": used.name,
                     "nbytes": prod(experts) * used.nbytes((out, inputs)),
-                    "cost": card.matrices[info.name].ratio * sums.get("sensitivity_error", nan),
+                    "cost": card.matrices[info.name].nats(sums.get("sensitivity_error", nan)),
                     "params": info.params,
                 }
             )
@@ -110,7 +110,7 @@ def prices_steps(
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class _Sensitivity:
-    """One matrix of a card as what its errors are weighed by; the ratio is left to the price."""
+    """One matrix of a card as what weighs its errors; of the sums, `MatrixCard.nats` makes a price."""
 
     digest: str
     importance: np.ndarray | None
@@ -119,7 +119,7 @@ class _Sensitivity:
 
     @classmethod
     def of(cls, info: TensorInfo, card: Card) -> _Sensitivity:
-        matrix, importance = card.matrices[info.name].unscaled, card.importance.get(info.name)
+        matrix, importance = card.matrices[info.name], card.importance.get(info.name)
         parts = [part.tobytes() for part in (matrix.rows, matrix.cols, importance) if part is not None]
         return cls(files.digest(*parts), importance, matrix.row_weights, matrix.cols)
 

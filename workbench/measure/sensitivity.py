@@ -38,7 +38,7 @@ LEAST = 64  # tokens; fewer say nothing
 LONGEST = 4_000_000  # characters of a text that are cut into tokens: a second's work, and more than anybody measures on
 SHARE = 20  # a single matrix is measured on one sequence of so many
 PROBED = 256  # tokens, at least, that a single matrix is measured on
-ON_PLANS = 5  # a whole plan is measured on one of so many, and on twice as many as a single matrix at least
+ON_PLANS = 3  # a whole plan is measured on one of so many, and on twice as many as a single matrix at least
 
 Report = Callable[[Progress], None]
 
@@ -66,7 +66,7 @@ def sensitivity(
         device: by default the first GPU there is, else the CPU.
         anyway: go ahead though the memory seems too small.
 
-    Costs about four forward passes over the text, in three of which gradients are computed a
+    Costs about five forward passes over the text, in three of which gradients are computed a
     sequence at a time; needs the model in memory and its largest matrix once more.
     Every finished sequence and measurement is in the cache: an interrupted call goes on
     where it stopped, and a repeated one returns at once.
@@ -113,6 +113,11 @@ def sequences_of(opened: Checkpoint, text: Text, tokens: int, context: int) -> n
     chunks = chunks_of(opened, text_of(text)[:LONGEST], context, least=LEAST)
     count = min(len(chunks), max(1, tokens // chunks.shape[1]))
     return chunks[np.linspace(0, len(chunks) - 1, count).round().astype(int), :tokens]
+
+
+def _amid(count: int, parts: int) -> np.ndarray:
+    """The middle one of each of so many parts of `count`: the ends of a text are often unlike the rest."""
+    return ((np.arange(parts) + 0.5) * count / parts).astype(int)
 
 
 class _Run:
@@ -199,8 +204,8 @@ class _Exact:
         self.run, self.model, self.where, self.cards, self.report = run, model, where, cards, report
         self.few = min(len(run.ids), max(math.ceil(PROBED / run.ids.shape[1]), len(run.ids) // SHARE))
         many = min(len(run.ids), max(2 * self.few, len(run.ids) // ON_PLANS))
-        chosen = np.linspace(0, len(run.ids) - 1, many).round().astype(int)
-        few = chosen[(np.arange(self.few) * many + many // 2) // self.few]  # spread over the text too
+        chosen = _amid(len(run.ids), many)
+        few = chosen[_amid(many, self.few)]
         self.ids = torch.from_numpy(run.ids[[*few, *np.setdiff1d(chosen, few)]])
         self.now, self.passes = Progress(0, 0, "", ""), 0.0
         self.found: list[Measured] = []

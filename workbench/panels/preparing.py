@@ -20,7 +20,7 @@ from workbench.panels.parts import Markup, tag
 TOKENS = 5120  # of a card, as `wb.sensitivity` takes them
 HINT = (
     "The card says what an error in each matrix costs, in nats of KL divergence per token. It is measured once for a "
-    "model, in about four forward passes over the text. What is done stays in the cache, so a cancelled one goes on."
+    "model, in about five forward passes over the text. What is done stays in the cache, so a cancelled one goes on."
 )
 
 
