@@ -116,7 +116,8 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        with contextlib.suppress(sqlite3.OperationalError):  # another process is setting it at this moment, for all of us
+            self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
 
@@ -146,7 +147,11 @@ class Cache:
 
 def cache(name: str) -> Cache:
     """The cache of this name in the cache folder."""
-    return _cache(cache_dir() / f"{name}.sqlite", os.getpid())
+    with _opening:
+        return _cache(cache_dir() / f"{name}.sqlite", os.getpid())
+
+
+_opening = threading.Lock()  # two threads at once would each open one
 
 
 @lru_cache(maxsize=16)

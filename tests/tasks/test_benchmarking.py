@@ -95,9 +95,9 @@ def test_choices_are_compared_by_log_likelihood(model):
         expected = []
         for choice in choices:
             more = engine.tokenizer(choice)["input_ids"]
-            logits = engine.model(torch.tensor([[*ids, *more]])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+            logits = engine.model(torch.tensor([[*ids, *more]])).logits.float()[0, len(ids) - 1 : -1].log_softmax(-1)
             expected.append(float(logits.gather(-1, torch.tensor(more)[:, None]).sum().detach()))
-    np.testing.assert_allclose(outcome.said.likelihoods, expected, rtol=1e-4)
+    np.testing.assert_allclose(outcome.said.likelihoods, expected, rtol=5e-3)  # of bfloat16 on some processors
     assert outcome.text == choices[int(np.argmax(expected))]
     assert outcome.right == (outcome.text == "the sea")
 
