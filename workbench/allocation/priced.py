@@ -132,7 +132,7 @@ class PricedPlan(Plan):
 
         Args:
             text: what to measure on; another text than the card's is the fairer one.
-            options: of `wb.compare`, such as `tokens` or `device`.
+            options: of `wb.compare`, such as `tokens` or `device`; `context` is the card's unless given.
         """
         from workbench.allocation.verified import verify_steps
         from workbench.progress import drain
