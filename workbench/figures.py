@@ -100,7 +100,11 @@ def compare(frame: pd.DataFrame, metric: str, first: str, second: str) -> go.Fig
     _check_metric(frame, metric)
     roles = roles_of(frame) + [role for role in APART if (frame.role == role).any()]
     figure = make_subplots(
-        1, 3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=(first, second, f"{second} against {first}")
+        1,
+        3,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=tuple(html.escape(title) for title in (first, second, f"{second} against {first}")),
     )
     grids = {name: _grid(frame[frame.format == name], roles, metric) for name in (first, second)}
     for column, name in enumerate((first, second), start=1):
@@ -342,7 +346,7 @@ def ratio_axis(reach: float) -> dict[str, object]:
 def _format_menu(formats: Sequence[str], metric: str, title: str) -> dict[str, object]:
     buttons = [
         {
-            "label": name,
+            "label": html.escape(name),
             "method": "update",
             "args": [
                 {"visible": [chosen == name for chosen in formats for _ in range(2)]},

@@ -21,7 +21,7 @@ from tests import llama_cpp, tiny
 from workbench import fit, formats
 from workbench.checkpoint import Checkpoint
 from workbench.planning import plan_for
-from workbench.writing import beside, converter, export, export_steps, exporting
+from workbench.writing import beside, checks, converter, export, export_steps, exporting
 
 RECORDED = json.loads(llama_cpp.RECORDED_BYTES.read_text())
 
@@ -201,7 +201,10 @@ def test_a_model_without_a_tokenizer_is_written_only_on_request(tmp_path: Path) 
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(source: Checkpoint, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as one who may write everywhere
+    def refused(**where):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", refused)  # the tests may run as one who may write everywhere
     with pytest.raises(wb.WorkbenchError, match="cannot be written to"):
         export(source, tmp_path / "made.gguf", "Q8_0")
 

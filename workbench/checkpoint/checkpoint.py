@@ -92,11 +92,15 @@ class Checkpoint:
             return weights
         return values.apply_scale(weights, rows, info.shape, values.read(scale), name)
 
-    def digest(self, name: str) -> str:
-        """A hash of a tensor's stored bytes (and of its scale's); remembered for as long as the file is unchanged."""
+    def held_in(self, name: str) -> tuple[TensorInfo, ...]:
+        """A tensor, and the scale beside it if it is FP8 with one: what its weights are read from."""
         info = self._info(name)
         scale = self._scale_of(info)
-        parts = [_remembered_digest(part) for part in (info, scale) if part is not None]
+        return (info,) if scale is None else (info, scale)
+
+    def digest(self, name: str) -> str:
+        """A hash of a tensor's stored bytes (and of its scale's); remembered for as long as the file is unchanged."""
+        parts = [_remembered_digest(part) for part in self.held_in(name)]
         return parts[0] if len(parts) == 1 else files.digest(*parts)
 
     @cached_property

@@ -71,7 +71,7 @@ def places(model: Any, checkpoint: Checkpoint) -> dict[str, Place]:
         seen.add(id(parameter))
         for number in numbers.unique().long().tolist():
             tensor = numbered.names[number]
-            found[tensor] = Place(tensor, name, parameter, _box(numbers == number), _order(checkpoint, tensor))
+            found[tensor] = Place(tensor, name, parameter, _box(numbers == number), order_of(checkpoint, tensor))
     return {info.name: found[info.name] for info in checkpoint.matrices if info.name in found}
 
 
@@ -103,7 +103,8 @@ def _box(there: torch.Tensor) -> tuple[Any, ...]:
     return tuple(index)
 
 
-def _order(checkpoint: Checkpoint, tensor: str) -> np.ndarray | None:
+def order_of(checkpoint: Checkpoint, tensor: str) -> np.ndarray | None:
+    """[out] row j of a matrix in transformers' order is row order[j] of the file; None where they agree."""
     rows = checkpoint.tensors[tensor].shape[-2] if len(checkpoint.tensors[tensor].shape) == 2 else 0
     if checkpoint.kind == "safetensors" or not rows:
         return None

@@ -15,12 +15,12 @@ All three are dimensionless, 0 for a perfect copy, and about 1 when nothing is l
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from workbench.formats import Format
 from workbench.measure import losses
 from workbench.measure.calibration import Calibration, calibrate_steps, calibration_so_far
 from workbench.measure.matrix import MatrixDetail, open_matrix
+from workbench.measure.published import Published
+from workbench.measure.sides import is_source
 from workbench.measure.text import Text
 from workbench.progress import Steps, drain
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 ERRORS = ("weight_error", "importance_error", "output_error")
+Asked: TypeAlias = "str | Format | Checkpoint | Path"
 
 
 @dataclass(frozen=True, eq=False)  # tables and arrays have no single truth value
@@ -56,26 +59,31 @@ class ErrorTable:
     model: Checkpoint
     calibration: Calibration | None = None
     formats: tuple[str, ...] = ()
+    published: Mapping[str, Published] = field(default_factory=dict)  # those of the formats that are checkpoints
 
     def heatmap(self, metric: str | None = None, format: str | None = None) -> go.Figure:
         """Layer x matrix on one log colour scale; a menu switches between the formats."""
-        names = [formats.get(format).name] if format else list(self.formats)
+        names = [self._named(format)] if format else list(self.formats)
         return figures.heatmap(self.frame, metric or self.best_metric, names)
 
     def compare(self, first: str, second: str, metric: str | None = None) -> go.Figure:
         """Two formats side by side on one scale, and the ratio between them."""
-        a, b = formats.get(first).name, formats.get(second).name
+        a, b = self._named(first), self._named(second)
         return figures.compare(self.frame, metric or self.best_metric, a, b)
 
     def matrix(self, tensor: str, format: str) -> MatrixDetail:
         """One matrix opened: weight histogram, error by input channel, outlier channels."""
         importance = self.calibration.mean_square(tensor) if self.calibration and tensor in self.calibration else None
-        return open_matrix(self.model, tensor, formats.get(format), importance)
+        return open_matrix(self.model, tensor, self.published.get(format) or formats.get(format), importance)
 
     def worst(self, count: int = 10, metric: str | None = None, format: str | None = None) -> pd.DataFrame:
         """The matrices that suffer most, worst first, in one format or in all."""
-        rows = self.frame[self.frame.format == formats.get(format).name] if format else self.frame
+        rows = self.frame[self.frame.format == self._named(format)] if format else self.frame
         return rows.sort_values(metric or self.best_metric, ascending=False).head(count)
+
+    def _named(self, format: str) -> str:
+        """A format as the table calls it; a checkpoint by its own name."""
+        return format if format in self.published else formats.get(format).name
 
     @property
     def best_metric(self) -> str:
@@ -111,7 +119,7 @@ class ErrorTable:
 
 def errors(
     model: Checkpoint | str | Path,
-    formats: str | Format | Iterable[str | Format],
+    formats: Asked | Iterable[Asked],
     text: Text | None = None,
     *,
     tensors: str | None = None,
@@ -123,7 +131,8 @@ def errors(
 
     Args:
         model: an opened checkpoint, or whatever `wb.load` takes.
-        formats: names of `wb.formats.FORMATS`.
+        formats: names of `wb.formats.FORMATS`; or other checkpoints of this model (opened, or paths), such
+            as a quantized one that somebody published, measured as its weights are.
         text: calibration text; with it, importance and output errors are measured too,
             and formats that take an importance matrix are given one, as llama.cpp does.
         tensors: only tensors whose name matches this pattern (``"*down_proj*"``).
@@ -147,7 +156,7 @@ def errors(
 
 def errors_steps(
     model: Checkpoint | str | Path,
-    formats: str | Format | Iterable[str | Format],
+    formats: Asked | Iterable[Asked],
     text: Text | None = None,
     *,
     tensors: str | None = None,
@@ -155,9 +164,30 @@ def errors_steps(
     threads: int | None = None,
     anyway: bool = False,
 ) -> Steps[ErrorTable]:
-    wanted = checked_formats(formats, calibrated=text is not None)
+    asked = _listed(formats)
+    made = [each for each in asked if not _is_checkpoint(each)]
+    known = checked_formats(made, calibrated=text is not None) if made or not asked else []
     opened = model if isinstance(model, Checkpoint) else (yield from checkpoints.load_steps(model))
+    wanted: list[losses.Maker] = [*known]
+    for each in asked:
+        if _is_checkpoint(each):
+            other = each if isinstance(each, Checkpoint) else (yield from checkpoints.load_steps(each))
+            wanted.append(Published.of(opened, other, [found.name for found in wanted]))
     matrices = _matching(opened, tensors)
+    return (yield from table_steps(opened, wanted, matrices, text, tokens=tokens, threads=threads, anyway=anyway))
+
+
+def table_steps(
+    opened: Checkpoint,
+    wanted: Sequence[losses.Maker],
+    matrices: list[TensorInfo],
+    text: Text | None = None,
+    *,
+    tokens: int = 2048,
+    threads: int | None = None,
+    anyway: bool = False,
+) -> Steps[ErrorTable]:
+    """`errors_steps` for some matrices of an opened model, and formats that are checked already."""
     calibration = None
     if text is not None:
         calibration = yield from calibrate_steps(opened, text, tokens=tokens, anyway=anyway)
@@ -188,6 +218,14 @@ def errors_so_far(
     return _table(model, wanted, matrices, calibration, found)
 
 
+def _listed(asked: Asked | Iterable[Asked]) -> list[Any]:
+    return [asked] if isinstance(asked, str | Format | Checkpoint | Path) else list(asked)
+
+
+def _is_checkpoint(asked: object) -> bool:
+    return isinstance(asked, Checkpoint | Path) or (isinstance(asked, str) and is_source(asked))
+
+
 def _matching(opened: Checkpoint, pattern: str | None) -> list[TensorInfo]:
     matrices = [info for info in opened.matrices if pattern is None or fnmatch(info.name, pattern)]
     if not matrices:
@@ -198,7 +236,7 @@ def _matching(opened: Checkpoint, pattern: str | None) -> list[TensorInfo]:
 
 def checked_formats(asked: str | Format | Iterable[str | Format], calibrated: bool) -> list[Format]:
     """The formats asked for, each once; WorkbenchError for one that is unknown or cannot be made with what there is."""
-    names = [asked] if isinstance(asked, (str, Format)) else list(asked)
+    names = _listed(asked)
     wanted = list(dict.fromkeys(formats.get(name) for name in names))
     if not wanted:
         raise WorkbenchError("formats", "the list is empty", allowed=", ".join(formats.FORMATS))
@@ -246,7 +284,7 @@ class _Basis:
 
 def _table(
     opened: Checkpoint,
-    wanted: list[Format],
+    wanted: Sequence[losses.Maker],
     matrices: list[TensorInfo],
     calibration: Calibration | None,
     found: dict[losses.Key, losses.Sums],
@@ -257,9 +295,11 @@ def _table(
     for info in matrices:
         shape = losses.as_matrix(info.shape)
         for fmt in wanted:
-            used = fmt.used_for(shape)
+            used = losses.used_for(info, fmt)
+            if used is None:
+                continue
             sums = found.get((info.name, used.name), {})
-            nbytes = used.nbytes(shape)
+            nbytes = used.nbytes_of(info.name) if isinstance(used, Published) else used.nbytes(shape)
             rows.append(
                 {
                     "tensor": info.name,
@@ -277,7 +317,8 @@ def _table(
     frame = pd.DataFrame(rows).astype({"layer": "Int64"})
     if calibration is None:
         frame = frame.drop(columns=["importance_error", "output_error"])
-    return ErrorTable(frame, opened, calibration, tuple(fmt.name for fmt in wanted))
+    published = {fmt.name: fmt for fmt in wanted if isinstance(fmt, Published)}
+    return ErrorTable(frame, opened, calibration, tuple(fmt.name for fmt in wanted), published)
 
 
 def _ratio(sums: losses.Sums, kind: str) -> float:

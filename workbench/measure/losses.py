@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from workbench.checkpoint import Checkpoint, TensorInfo
 from workbench.formats import Format
 from workbench.formats.bitsandbytes import library
 from workbench.formats.rows import chunks, cores
+from workbench.measure.published import Published
 from workbench.progress import Progress, Steps
 
 AHEAD = 16  # runs of rows queued for each thread: matrices differ tenfold in work, and no thread should wait
@@ -29,6 +30,7 @@ COPIES = 4  # of a run of rows in float32 that a thread holds, what was read inc
 
 Sums = dict[str, float]
 Key = tuple[str, str]  # tensor name, stored format
+Maker: TypeAlias = "Format | Published"  # of other weights: a format, or another checkpoint
 
 
 class Basis(Protocol):
@@ -52,7 +54,7 @@ class Basis(Protocol):
 def measure_steps(
     opened: Checkpoint,
     matrices: list[TensorInfo],
-    wanted: list[Format],
+    wanted: Sequence[Maker],
     basis_of: Callable[[TensorInfo], Basis],
     threads: int | None = None,
     *,
@@ -77,7 +79,7 @@ def measure_steps(
         return (yield from _measured_steps(opened, matrices, wanted, basis_of, threads))
 
 
-def _needed(matrices: list[TensorInfo], wanted: list[Format]) -> int:
+def _needed(matrices: list[TensorInfo], wanted: Sequence[Maker]) -> int:
     """Bytes that a thread takes for the longest run of rows."""
     longest = max((next(_runs(info, wanted)).stop * math.prod(info.shape[1:]) for info in matrices), default=0)
     return COPIES * 4 * longest
@@ -86,7 +88,7 @@ def _needed(matrices: list[TensorInfo], wanted: list[Format]) -> int:
 def _measured_steps(
     opened: Checkpoint,
     matrices: list[TensorInfo],
-    wanted: list[Format],
+    wanted: Sequence[Maker],
     basis_of: Callable[[TensorInfo], Basis],
     threads: int,
 ) -> Steps[dict[Key, Sums]]:
@@ -117,7 +119,7 @@ def _measured_steps(
 
 
 def known(
-    opened: Checkpoint, matrices: Iterable[TensorInfo], wanted: list[Format], basis_of: Callable[[TensorInfo], Basis]
+    opened: Checkpoint, matrices: Iterable[TensorInfo], wanted: Sequence[Maker], basis_of: Callable[[TensorInfo], Basis]
 ) -> dict[Key, Sums]:
     """The sums that the cache holds, measuring nothing."""
     cache = files.cache("errors")
@@ -132,12 +134,20 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
-def _stored(info: TensorInfo, wanted: Iterable[Format]) -> list[Format]:
+def used_for(info: TensorInfo, fmt: Maker) -> Maker | None:
+    """What a matrix is really stored in; None: another checkpoint that has it not."""
+    if isinstance(fmt, Published):
+        return fmt if info.name in fmt.twins else None
+    return fmt.used_for(as_matrix(info.shape))
+
+
+def _stored(info: TensorInfo, wanted: Iterable[Maker]) -> list[Maker]:
     """Each distinct format that a matrix is really stored in: several may fall back to one."""
-    return [] if info.problem else list(dict.fromkeys(fmt.used_for(as_matrix(info.shape)) for fmt in wanted))
+    found = dict.fromkeys(used_for(info, fmt) for fmt in wanted)
+    return [] if info.problem else [used for used in found if used is not None]
 
 
-def _keys(opened: Checkpoint, info: TensorInfo, wanted: Iterable[Format], basis: Basis) -> dict[Key, str]:
+def _keys(opened: Checkpoint, info: TensorInfo, wanted: Iterable[Maker], basis: Basis) -> dict[Key, str]:
     return {(info.name, fmt.name): _cache_key(opened, info, fmt, basis) for fmt in _stored(info, wanted)}
 
 
@@ -146,10 +156,11 @@ def _known(cache: files.Cache, keys: dict[Key, str]) -> dict[Key, Sums]:
     return {where: cast(Sums, values[key]) for where, key in keys.items() if key in values}
 
 
-def _cache_key(opened: Checkpoint, info: TensorInfo, fmt: Format, basis: Basis) -> str:
+def _cache_key(opened: Checkpoint, info: TensorInfo, fmt: Maker, basis: Basis) -> str:
+    what = fmt.digest(info.name) if isinstance(fmt, Published) else fmt.name
     own = [sys.modules[each.__module__] for each in (_Workers, type(basis), type(fmt))]
     code = files.code_version(*own)
-    return files.digest(opened.digest(info.name), list(info.shape), fmt.name, code, basis.digest)
+    return files.digest(opened.digest(info.name), list(info.shape), what, code, basis.digest)
 
 
 class _Workers:
@@ -181,13 +192,13 @@ class _Workers:
         if self.torch:
             self.torch.set_num_threads(1)
 
-    def submit(self, info: TensorInfo, wanted: list[Format], basis: Basis) -> list[Future]:
+    def submit(self, info: TensorInfo, wanted: Sequence[Maker], basis: Basis) -> list[Future]:
         """Begin a matrix; each future gives the sums of a run of its rows, by format name."""
         if not wanted:
             return []
         return [self.pool.submit(self._sums, info, wanted, rows, basis) for rows in _runs(info, wanted)]
 
-    def _sums(self, info: TensorInfo, wanted: list[Format], rows: slice, basis: Basis) -> dict[str, Sums]:
+    def _sums(self, info: TensorInfo, wanted: Sequence[Maker], rows: slice, basis: Basis) -> dict[str, Sums]:
         if self.cancelled.is_set():
             return {}
         weights = self.opened.read(info.name, rows)
@@ -201,7 +212,9 @@ class _Workers:
             importance = basis.importance if fmt.importance != "unused" else None
             if importance is None and fmt.importance == "required":
                 continue  # an embedding, say, that the text gives no importance for: reported as not measured
-            if importance is not None and importance.ndim == 2:
+            if isinstance(fmt, Published):
+                lost = np.require(fmt.read(info.name, rows).reshape(weights.shape), np.float32, ["C", "W"])
+            elif importance is not None and importance.ndim == 2:
                 parts = zip(np.split(weights, experts), importance[rows], strict=True)
                 lost = np.concatenate([fmt.roundtrip(expert, own) for expert, own in parts])
             else:
@@ -211,7 +224,7 @@ class _Workers:
         return sums
 
 
-def _runs(info: TensorInfo, fmts: Sequence[Format]) -> Iterator[slice]:
+def _runs(info: TensorInfo, fmts: Sequence[Maker]) -> Iterator[slice]:
     """Runs of the first axis, of about a million weights, cut where every format can be cut.
 
     The first axis is the rows of a matrix, or the experts of stacked ones.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ from workbench import figures
 from workbench.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
+from workbench.measure.published import Published
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,7 +30,7 @@ class MatrixDetail:
 
     Attributes:
         edges, original, stored: histogram of the weights before and after; edges [bins + 1]
-            in units of the weights, counts [bins].
+            in units of the weights, counts [bins]; what is stored beyond the originals is in the outer bins.
         channel_error: [in] sum_i (W - Q)_ij^2, times the channel's importance where the
             text gave one, over the mean channel's.
         outliers: input channels with the largest weights (times root of importance), worst first.
@@ -71,9 +74,9 @@ class MatrixDetail:
 
 
 def open_matrix(
-    checkpoint: Checkpoint, tensor: str, format: Format, importance: np.ndarray | None = None
+    checkpoint: Checkpoint, tensor: str, format: Format | Published, importance: np.ndarray | None = None
 ) -> MatrixDetail:
-    """Quantize one matrix and look inside.
+    """Quantize one matrix, or take it from another checkpoint, and look inside.
 
     Args:
         importance: mean(x_j^2) of its inputs, float32 [in]; weighs channels, and is given to the format.
@@ -90,9 +93,14 @@ def open_matrix(
         )
     cols = info.shape[-1]
     shape = (info.params // cols, cols)
-    used = format.used_for(shape)
-    weights = _spread_rows(checkpoint, tensor, shape, used.row_multiple)
-    stored = used.roundtrip(weights, importance if used.importance != "unused" else None)
+    used = format if isinstance(format, Published) else format.used_for(shape)
+    weights = _spread_rows(partial(checkpoint.read, tensor), shape, used.row_multiple)
+    if isinstance(used, Published):
+        if tensor not in used.twins:
+            raise WorkbenchError(tensor, used.unlike.get(tensor, f"{used.name} has it not"))
+        stored = _spread_rows(partial(used.read, tensor), shape, 1)
+    else:
+        stored = used.roundtrip(weights, importance if used.importance != "unused" else None)
     reach = float(np.abs(weights).max()) or 1.0
     edges = np.linspace(-reach, reach, BINS + 1)
     weight = importance if importance is not None else np.ones(cols, np.float32)
@@ -105,21 +113,21 @@ def open_matrix(
         rows=len(weights),
         edges=edges,
         original=np.histogram(weights, edges)[0],
-        stored=np.histogram(stored, edges)[0],
+        stored=np.histogram(np.clip(stored, -reach, reach), edges)[0],
         channel_error=channel_error / (channel_error.mean() or 1.0),
         outliers=tuple(int(channel) for channel in np.argsort(-salience)[:OUTLIERS]),
         weighted=importance is not None,
     )
 
 
-def _spread_rows(checkpoint: Checkpoint, tensor: str, shape: tuple[int, int], multiple: int) -> np.ndarray:
+def _spread_rows(read: Callable[[slice | None], np.ndarray], shape: tuple[int, int], multiple: int) -> np.ndarray:
     """All rows of a matrix of ordinary size, or evenly spread runs of a large one, float32 [rows, in]."""
     rows, cols = shape
     length = multiple * max(1, 64 // multiple)
     wanted = max(1, ROWS // cols // length)
     starts = range(0, rows, length)
     if len(starts) <= wanted:
-        return checkpoint.read(tensor).reshape(rows, cols)
+        return read(None).reshape(rows, cols)
     chosen = np.linspace(0, len(starts) - 1, wanted).round().astype(int)
-    runs = [checkpoint.read(tensor, slice(starts[i], min(starts[i] + length, rows))) for i in chosen]
+    runs = [read(slice(starts[i], min(starts[i] + length, rows))) for i in chosen]
     return np.concatenate([run.reshape(-1, cols) for run in runs])

@@ -76,7 +76,7 @@ def side_steps(
     """
     if isinstance(candidate, Checkpoint):
         return Side(candidate)
-    if isinstance(candidate, Path) or (isinstance(candidate, str) and _is_source(candidate)):
+    if isinstance(candidate, Path) or (isinstance(candidate, str) and is_source(candidate)):
         return Side((yield from checkpoints.load_steps(candidate)))
     if not isinstance(candidate, str | Format | Plan | Mapping):
         raise WorkbenchError(
@@ -94,7 +94,7 @@ def side_steps(
     return Side(of, plan, plan.importance if importance is None else importance)
 
 
-def _is_source(candidate: str) -> bool:
+def is_source(candidate: str) -> bool:
     """Whether a string is meant for `wb.load`, and names no recipe or format."""
     if candidate.lower() in {name.lower() for name in (*RECIPES, *formats.FORMATS)}:
         return False

