@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.engines import side_by_side as side_by_side
     from workbench.environment import setup as setup
     from workbench.fit import memory as memory
+    from workbench.forensics import diff as diff
     from workbench.measure.card import Card as Card
     from workbench.measure.comparing import compare as compare
     from workbench.measure.errors import errors as errors
@@ -52,6 +53,7 @@ _WHERE = {
     "memory": "workbench.fit",
     "errors": "workbench.measure.errors",
     "compare": "workbench.measure.comparing",
+    "diff": "workbench.forensics",
     "sensitivity": "workbench.measure.sensitivity",
     "Card": "workbench.measure.card",
     "plan": "workbench.allocation",

@@ -300,6 +300,7 @@ def _hover(rows: pd.DataFrame, metric: str) -> dict[tuple[int, str], str]:
             said[where] = said[where].split("<br>…")[0] + "<br>… and others of this kind in the layer"
             continue
         used = row.used if row.used == row.format else f"{row.used} (instead of {row.format}: the shape does not fit)"
+        used = getattr(row, "scheme", used)  # of a checkpoint, whose matrices may each have their own
         value = getattr(row, metric)
         lines = [
             f"<b>{html.escape(row.tensor)}</b>",

@@ -33,12 +33,14 @@ class Published:
 
     Attributes:
         name: how the tables call it.
-        twins: the model's tensor -> the other's.
+        names: the model's tensor -> the name of the other's, for all that both have.
+        twins: the same for those that can be held against each other.
         unlike: the model's tensor -> why the other's cannot be held against it; those that it has not are not here.
     """
 
     other: Checkpoint
     name: str
+    names: Mapping[str, str]
     twins: Mapping[str, Twin]
     unlike: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Published:
                 f"none of its matrices ({some}, ...) is one of {model.name}'s",
                 do="hold a checkpoint against the model that it was made from",
             )
-        return cls(other, _unlike(other.name, taken), twins, unlike)
+        return cls(other, _unlike(other.name, taken), names, twins, unlike)
 
     def read(self, tensor: str, rows: slice | None = None) -> Weights:
         """The other's weights for `rows` of the model's `tensor`, in the model's order."""

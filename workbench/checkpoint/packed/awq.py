@@ -30,6 +30,15 @@ class Awq(Packed):
     gemv: bool
 
     NEEDED = ("qweight", "qzeros", "scales")
+    SCALES = ("scales",)
+
+    @property
+    def code_bits(self) -> float:
+        return 4
+
+    @property
+    def per_scale(self) -> int:
+        return self.group
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Awq:

@@ -32,6 +32,15 @@ class FourBit(Packed):
     nested: tuple[int, float] | None
 
     NEEDED = ("weight", "weight.absmax", "weight.quant_map")
+    SCALES = ("weight.absmax", "weight.nested_absmax")
+
+    @property
+    def code_bits(self) -> float:
+        return 4
+
+    @property
+    def per_scale(self) -> int:
+        return self.block
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> FourBit:
@@ -96,6 +105,11 @@ class Int8(Packed):
     """A matrix [out, in] of LLM.int8."""
 
     NEEDED = ("weight", "SCB")
+    SCALES = ("SCB",)
+
+    @property
+    def code_bits(self) -> float:
+        return 8
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Int8:

@@ -32,6 +32,15 @@ class PackedIntegers(Packed):
     bits: int
 
     NEEDED = ("weight_packed", "weight_scale")
+    SCALES = ("weight_scale",)
+
+    @property
+    def code_bits(self) -> float:
+        return self.bits
+
+    @property
+    def per_scale(self) -> int:
+        return _per_scale(self)
 
     @staticmethod
     def fits(parts: Mapping[str, TensorInfo], bits: int) -> bool:
@@ -82,6 +91,15 @@ class Integers(Packed):
     """A matrix [out, in] of INT8, one to a byte."""
 
     NEEDED = ("weight", "weight_scale")
+    SCALES = ("weight_scale",)
+
+    @property
+    def code_bits(self) -> float:
+        return 8
+
+    @property
+    def per_scale(self) -> int:
+        return _per_scale(self)
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Integers:
@@ -114,6 +132,15 @@ class Fp4(Packed):
     """A matrix [out, in] of FP4 in `weight_packed` [out, in/2], NVFP4 or MXFP4 by its scales."""
 
     NEEDED = ("weight_packed", "weight_scale")
+    SCALES = ("weight_scale", "weight_global_scale")
+
+    @property
+    def code_bits(self) -> float:
+        return 4
+
+    @property
+    def per_scale(self) -> int:
+        return 16 if "weight_global_scale" in self.parts else 32
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Fp4:
@@ -140,6 +167,12 @@ class Fp4(Packed):
 def powers(exponents: np.ndarray) -> Weights:
     """Scales that are exponents alone, as powers of two."""
     return np.ldexp(np.float32(1), exponents.astype(np.int32) - EXPONENT)
+
+
+def _per_scale(matrix: Packed) -> int:
+    scale = matrix.parts["weight_scale"]
+    by_group = len(scale.shape) == 2 and scale.params > 1
+    return -(-matrix.shape[1] // max(1, scale.shape[1])) if by_group else matrix.shape[1]
 
 
 def _groups(matrix: Packed, count: int) -> np.ndarray:

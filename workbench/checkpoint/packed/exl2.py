@@ -29,6 +29,15 @@ class Exl2(Packed):
     """A matrix [out, in] of EXL2."""
 
     NEEDED = ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm")
+    SCALES = ("q_scale_max",)
+
+    @property
+    def code_bits(self) -> float:
+        return 32 * self.parts["q_weight"].shape[0] / self.shape[1]
+
+    @property
+    def per_scale(self) -> int:
+        return -(-self.shape[1] // max(1, self.parts["q_scale_max"].params))
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Exl2:

@@ -31,6 +31,15 @@ class Gptq(Packed):
     second: bool
 
     NEEDED = ("qweight", "qzeros", "scales")
+    SCALES = ("scales",)
+
+    @property
+    def code_bits(self) -> float:
+        return self.bits
+
+    @property
+    def per_scale(self) -> int:
+        return -(-self.shape[1] // max(1, self.parts["scales"].shape[0]))
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Gptq:

@@ -35,6 +35,17 @@ class Packed:
     scheme: str
 
     NEEDED: ClassVar[tuple[str, ...]] = ()
+    SCALES: ClassVar[tuple[str, ...]] = ()  # the parts that are scales, where there are such parts
+
+    @property
+    def code_bits(self) -> float:
+        """Bits of a weight's code, without its share of the scales; of codes of several widths their mean."""
+        raise NotImplementedError
+
+    @property
+    def per_scale(self) -> int:
+        """Inputs of a row that share a scale."""
+        return self.shape[-1]
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Packed:

@@ -23,6 +23,15 @@ class Mxfp4(Packed):
     """A stack, as transformers keeps those experts: [experts, in, out]."""
 
     NEEDED = ("blocks", "scales")
+    SCALES = ("scales",)
+
+    @property
+    def code_bits(self) -> float:
+        return 4
+
+    @property
+    def per_scale(self) -> int:
+        return 32
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Mxfp4:
