@@ -116,7 +116,7 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
-        with contextlib.suppress(sqlite3.OperationalError):  # another process is setting it at this moment, for all of us
+        with contextlib.suppress(sqlite3.OperationalError):  # another process is setting it now, for all of us
             self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT NOT NULL)")

@@ -229,10 +229,9 @@ def test_an_engine_without_scores_says_what_to_use_instead(reference):
         servers.running() as served,
         wb.run(served.url, engine="vllm") as engine,
     ):
-        for pair in ((reference, engine), (engine, reference)):
-            with pytest.raises(wb.WorkbenchError, match=r"wb\.side_by_side") as caught:
-                compared(*pair)
-            assert caught.value.item == engine.name
+        with pytest.raises(wb.WorkbenchError, match=r"wb\.side_by_side") as caught:
+            compared(engine, reference)
+        assert caught.value.item == engine.name
         with pytest.raises(wb.WorkbenchError, match="whole vocabulary"):
             engine.logits([1, 2])
 

@@ -106,7 +106,8 @@ def _band(predicted: Prediction) -> tuple[float, float, float]:
 def verify_steps(plan: PricedPlan, text: Text, **options: Any) -> Steps[Verified]:
     """Measure a plan and the uniform one beside it, both with the importance that the card priced them with.
 
-    By default in sequences as long as the card's: the same weights lose less where predictions rest on a longer context.
+    By default in sequences as long as the card's: the same weights lose less where predictions rest on a longer
+    context.
     """
     options.setdefault("context", plan.choices.prices.card.provenance["context"])
     measured = yield from compare_steps(plan.checkpoint, plan, text, **options)

@@ -14,19 +14,23 @@ class Preset:
         url: where it listens unless told otherwise.
         start: the command that starts it.
         top_k: whether it has that setting, which is not OpenAI's.
+        listed: how many of the likeliest tokens it lists, unless it is set up otherwise.
     """
 
     title: str
     url: str = ""
     start: str = ""
     top_k: bool = False
+    listed: int = 5  # OpenAI's own limit
 
 
 PRESETS = {
     "ollama": Preset("Ollama", "http://127.0.0.1:11434/v1", "ollama serve"),
-    "vllm": Preset("vLLM", "http://127.0.0.1:8000/v1", "vllm serve MODEL", top_k=True),
+    "vllm": Preset("vLLM", "http://127.0.0.1:8000/v1", "vllm serve MODEL", top_k=True, listed=20),
     "tgi": Preset("TGI", "http://127.0.0.1:3000/v1", "text-generation-launcher --model-id MODEL"),
-    "llama-server": Preset("llama-server", "http://127.0.0.1:8080/v1", "llama-server -m FILE.gguf", top_k=True),
+    "llama-server": Preset(
+        "llama-server", "http://127.0.0.1:8080/v1", "llama-server -m FILE.gguf", top_k=True, listed=100
+    ),
     "openai": Preset("the server"),
 }
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workbench.engines import listing
 from workbench.engines.answering import Answering, Draft, feed
 from workbench.engines.base import Can, Settings
 from workbench.engines.connection import Connection, connect
+from workbench.engines.listing import Listing
 from workbench.engines.presets import PRESETS, Preset
 from workbench.exceptions import WorkbenchError, need
 from workbench.progress import Progress, Steps, in_thread
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 LONGEST_PIECE = 4096  # bytes of a server's report of one token; more than any sends
 SPARE = 256 << 10  # bytes of reports beside
+LARGEST_LISTING = 1 << 20  # bytes of an answer with the likeliest tokens
 
 
 def open_steps(
@@ -131,6 +134,22 @@ class ServerEngine(Answering):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+
+    def likeliest(self, text: str, count: int | None = None) -> Listing:
+        """The likeliest tokens after `text`, which is taken as it is, without a chat template; waits for the server.
+
+        Args:
+            count: how many are asked for; None: as many as such a server lists, unless it is set up otherwise.
+
+        Raises:
+            WorkbenchError: a server that refuses, is down or silent, or answers what is no list.
+        """
+        if self.closed:
+            raise WorkbenchError(self.name, "this engine was closed", do="open it again with workbench.run(...)")
+        request = {"model": self.name, "prompt": text, "max_tokens": 1, "temperature": 0}
+        with self.connection.told(), self.connection.client(LARGEST_LISTING) as client:
+            asked = client.completions.with_raw_response
+            return listing.read(asked.create(**request, logprobs=count or self.preset.listed).http_response.text)
 
     def _asking(self, request: dict[str, Any], tokens: int) -> Callable[[Callable[[Report], bool]], None]:
         """The work that hands over the server's reports of a reply."""

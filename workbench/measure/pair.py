@@ -83,13 +83,8 @@ def pair_steps(
         WorkbenchError: one that cannot be opened, an engine that gives no logits, a plan of another model, a
             format without the importance it needs, vocabularies of different sizes.
     """
-    first: Computed
     second: Computed
-    if isinstance(reference, Engine):
-        first = running(reference)
-    else:
-        opened = reference if isinstance(reference, Checkpoint) else (yield from checkpoints.load_steps(reference))
-        first = Built(Side(opened), dtype, device)
+    first = yield from reference_steps(reference, dtype, device)
     if isinstance(candidate, Engine):
         second = running(candidate)
     else:
@@ -98,6 +93,14 @@ def pair_steps(
     first.check()
     second.check()
     return first, second
+
+
+def reference_steps(reference: Reference, dtype: Any, device: Any) -> Steps[Computed]:
+    """Open the reference alone; see `pair_steps`."""
+    if isinstance(reference, Engine):
+        return running(reference)
+    opened = reference if isinstance(reference, Checkpoint) else (yield from checkpoints.load_steps(reference))
+    return Built(Side(opened), dtype, device)
 
 
 def check_vocabularies(first: Computed, second: Computed) -> None:

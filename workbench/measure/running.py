@@ -37,7 +37,8 @@ def running(engine: Engine) -> LlamaCpp | Held:
     raise WorkbenchError(
         engine.name,
         "it gives text, at most with the likeliest tokens; a KL divergence needs the scores of the whole vocabulary",
-        allowed='engines whose `can.logits` is true: "transformers" and "llama.cpp"',
+        allowed='engines whose `can.logits` is true, "transformers" and "llama.cpp"; as the candidate also '
+        "a server that lists its likeliest tokens",
         do='compare the file that the server runs: wb.run("model.gguf", engine="llama.cpp"); '
         "or two engines by their words: wb.side_by_side(a, b, prompt)",
     )
