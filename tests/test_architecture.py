@@ -31,6 +31,7 @@ ROOMS = (  # low to high: a room imports from those before it
     "measure",
     "forensics",
     "allocation",
+    "quantizing",
     "tasks",
     "panels",
 )

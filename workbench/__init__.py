@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench.planning import RECIPES as RECIPES
     from workbench.planning import Plan as Plan
     from workbench.planning import plan_for as plan_for
+    from workbench.quantizing import quantize as quantize
     from workbench.tasks.benchmarking import benchmark as benchmark
     from workbench.tasks.task import task as task
     from workbench.writing import export as export
@@ -67,6 +68,7 @@ _WHERE = {
     "serve": "workbench.engines",
     "ollama": "workbench.engines",
     "export": "workbench.writing",
+    "quantize": "workbench.quantizing",
     "app": "workbench.panels.app",
     "figures": None,
     "formats": None,

@@ -91,6 +91,47 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary neighbour of `path`, which takes that name only if the block ends well.
+
+    Raises:
+        WorkbenchError: `path` is there and not an empty folder, or no folder can be made.
+    """
+    path = Path(path)
+    check_new_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=path.name + ".tmp-", dir=path.parent))
+    except OSError as reason:
+        found = f"it cannot be written ({reason.strerror or reason})"
+        raise WorkbenchError(path, found, do="choose another folder, or a shorter name") from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # it was made for its owner alone
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise WorkbenchError where `path` is there, unless as an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise WorkbenchError(path, "it is there already, and not an empty folder", do="name a new folder")
+
+
+def size_of(folder: Path) -> int:
+    """Bytes in all files under a folder, which another process may be writing to."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # it went away
+                total += (Path(place) / name).stat().st_size
+    return total
+
+
 def digest(*parts: object) -> str:
     """A short hex name for a sequence of bytes, strings and JSON-like values (blake2b, 128 bit)."""
     total = hashlib.blake2b(digest_size=16)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench import files
 from workbench.checkpoint import child
 from workbench.exceptions import WorkbenchError
 from workbench.progress import Progress, Steps
@@ -44,7 +45,7 @@ def fetch_steps(wheel: Wheel, scratch: Path, what: str, *, otherwise: str = "") 
     command += ["--dest", str(scratch), "--requirement", str(requirements)]
 
     def progress() -> Progress:
-        return Progress(min(_size(scratch), wheel.nbytes), wheel.nbytes, "B", f"downloading {what}")
+        return Progress(min(files.size_of(scratch), wheel.nbytes), wheel.nbytes, "B", f"downloading {what}")
 
     try:  # pip downloads into TMPDIR first, where the progress can be seen
         yield from child.run_steps(command, progress, environment={**os.environ, "TMPDIR": str(scratch)})
@@ -56,15 +57,3 @@ def fetch_steps(wheel: Wheel, scratch: Path, what: str, *, otherwise: str = "") 
         ) from reason
     (archive,) = scratch.glob("*.whl")
     return archive
-
-
-def _size(folder: Path) -> int:
-    """Bytes in all files under a folder that another process is writing to."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += (Path(place) / name).stat().st_size
-            except OSError:  # it went away
-                continue
-    return total

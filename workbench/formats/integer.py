@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.formats.base import FLOAT16, INT8, UINT8, Format, Layout, Shape, Weights
+from workbench.formats.base import FLOAT16, FLOAT32, INT8, UINT8, Format, Layout, Shape, Weights
 
 RUNS_ON = ("vLLM", "transformers")
 
@@ -45,6 +45,30 @@ class Int8(Grouped):
         groups = _split(parts["codes"].astype(np.float32), self.group)
         groups *= parts["scale"].astype(np.float32)[:, :, None]
         return _join(groups, shape[1])
+
+
+@dataclass(frozen=True)
+class Int8Row(Format):
+    """W = scale · code, scale = max|row| / 127 in float32, codes -127..127: what is multiplied with 8-bit activations.
+
+    One scale for a whole row can be taken out of the sum over the inputs, so the sum is one of integers.
+    """
+
+    family = "integer"
+
+    def layout(self, shape: Shape) -> Layout:
+        return {"codes": (INT8, shape), "scale": (FLOAT32, (shape[0], 1))}
+
+    def _encode(self, weights: Weights, importance: Weights | None) -> dict[str, np.ndarray]:
+        scale = np.maximum(weights.max(axis=1, keepdims=True), -weights.min(axis=1, keepdims=True)) / np.float32(127)
+        codes = _steps(weights[:, None, :], scale)[:, 0]
+        np.clip(codes, -127, 127, out=codes)
+        return {"codes": codes.astype(np.int8), "scale": scale}
+
+    def _decode(self, parts: dict[str, np.ndarray], shape: Shape) -> Weights:
+        weights = parts["codes"].astype(np.float32)
+        weights *= parts["scale"]
+        return weights
 
 
 @dataclass(frozen=True)
@@ -133,6 +157,7 @@ FORMATS = (
     _int8("INT8-g32", 32, "8-bit steps, a scale for each 32 inputs."),
     _int8("INT8", 64, "8-bit steps, a scale for each 64 inputs: hard to tell from the original."),
     _int8("INT8-g128", 128, "8-bit steps, a scale for each 128 inputs."),
+    Int8Row("INT8-row", 8.0, "8-bit steps, a scale for each output: the weights of a W8A8 checkpoint.", RUNS_ON),
     _int4("INT4-g32", 32, "4-bit steps, a scale and zero for each 32 inputs: better and larger than INT4."),
     _int4("INT4", 64, "4-bit steps, a scale and zero for each 64 inputs: the baseline for GPTQ and AWQ."),
     _int4("INT4-g128", 128, "4-bit steps, a scale and zero for each 128 inputs: the size GPTQ and AWQ publish."),

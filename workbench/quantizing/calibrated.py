@@ -1,0 +1,266 @@
+"""GPTQ and AWQ by gptqmodel, as a process of its own, with libraries that lie in a folder of their own.
+
+gptqmodel is the one of the kept libraries that quantizes on a CPU, takes formats for single modules and writes
+what vLLM reads; but it asks for newer releases of torch and others than most machines have, so it is never installed
+into this Python. Its wheels go into a folder of the cache, without their dependencies on what is here, and are
+imported from there by that process alone, behind everything that is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from workbench import files, fit
+from workbench.checkpoint import Checkpoint, child
+from workbench.exceptions import WorkbenchError, need
+from workbench.formats import Format
+from workbench.formats.integer import FORMATS as INTEGERS
+from workbench.formats.integer import Int4, Int8
+from workbench.formats.rows import cores
+from workbench.measure.text import Text, chunks_of
+from workbench.planning import Plan
+from workbench.progress import Progress, Steps
+from workbench.quantizing import folder
+from workbench.quantizing.schemes import Calibrated
+from workbench.quantizing.settings import check_fused
+
+LIBRARIES = (  # what gptqmodel imports and most environments lack; those they have stand before them
+    *(
+        "gptqmodel==7.7.0",
+        "device-smi>=0.5.7",
+        "pypcre>=0.6.4",
+        "tokenicer>=0.0.14",
+        "logbar>=0.4.15",
+        "defuser>=0.0.28",
+    ),
+    *(
+        "datasets>=5.1",
+        "pyarrow",
+        "dill",
+        "multiprocess",
+        "xxhash",
+        "torchao>=0.18",
+        "pillow",
+        "protobuf",
+        "threadpoolctl",
+    ),
+)
+ABOUT = 260_000_000  # bytes of them, unpacked
+CONTEXT, MOST_TOKENS = 512, 65_536  # of the texts that are read; more make no better a file
+RESUMED = ("llama", "qwen3_moe")  # architectures that gptqmodel can stop and go on with
+BESIDE = 1.5  # times the model in float32: it, one layer's inputs, outputs and second moments
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of gptqmodel.
+
+    Attributes:
+        texts: token ids, a list for each sequence.
+        dynamic: module pattern -> other settings, or a pattern with "-:" in front for what is left as it is.
+    """
+
+    model: Checkpoint
+    asked: Calibrated
+    texts: list[list[int]]
+    dynamic: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, model: Checkpoint, asked: Calibrated, text: Text | None, changes: Mapping[str, Format]) -> Run:
+        """Check everything that can be checked before anything is fetched.
+
+        Raises:
+            WorkbenchError: no text, rows that groups do not divide, formats that the method does not have.
+        """
+        for module in ("torch", "transformers"):
+            need(module)
+        if text is None:
+            raise WorkbenchError(
+                asked.name,
+                "it needs a text to adjust itself to",
+                do="text=Path(...), some ten thousand words of your use",
+            )
+        for info in layers(model):
+            if info.shape[-1] % asked.group and info.name not in changes:
+                fitting = " or ".join(str(size) for size in (32, 64, 128) if info.shape[-1] % size == 0)
+                raise WorkbenchError(
+                    info.name,
+                    f"its rows have {info.shape[-1]} weights, which groups of {asked.group} do not divide",
+                    allowed=f"groups of {fitting}" if fitting else "",
+                )
+        ids = chunks_of(model, text, CONTEXT, least=16)
+        return cls(model, asked, ids[: MOST_TOKENS // CONTEXT].tolist(), gptq_dynamic(model, asked, changes))
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes of the model in 16 bits, which the process reads and of which it writes a part."""
+        return 2 * self.model.params
+
+    def ask(self, anyway: bool) -> None:
+        """Raise DoesNotFit where memory will not do."""
+        what = f"{self.asked.method} of {self.model.name}"
+        fit.ask(int(BESIDE * 4 * self.model.params), what, "cpu", instead="a rounding such as INT4", anyway=anyway)
+
+    def steps(self, target: Path) -> Steps[None]:
+        """Fill the empty folder `target`."""
+        libraries = yield from libraries_steps()
+        layers_count = 1 + max((info.layer for info in self.model.matrices if info.layer is not None), default=0)
+        with tempfile.TemporaryDirectory(prefix="quantize.tmp-", dir=target.parent) as scratch:
+            source = Path(scratch) / "source"
+            source.mkdir()
+            yield from folder.write_steps(self.model, {}, folder.laid_out(self.model, {}), None, source)
+            kept = self._kept()
+            job = self._job(libraries, source, target, Path(scratch), kept)
+            (Path(scratch) / "job.json").write_text(json.dumps(job), encoding="utf-8")
+            said = Path(job["said"])
+
+            def progress() -> Progress:
+                done = len(said.read_text().split()) if said.exists() else 0
+                return Progress(done, layers_count, " layers", f"{self.asked.method} by gptqmodel")
+
+            yield from self._child_steps(Path(scratch) / "job.json", progress)
+            if kept is not None:
+                shutil.rmtree(kept, ignore_errors=True)
+            for file in target.iterdir():  # its own diary, which names folders of this machine
+                if file.suffix in (".log", ".csv"):
+                    file.unlink()
+
+    def _kept(self) -> Path | None:
+        """Where finished layers are kept for a run that is stopped, if gptqmodel can go on with such a model."""
+        if self.model.architecture not in RESUMED or self.dynamic:
+            return None
+        key = files.digest(self.model.fingerprint, self.asked.name, self.texts, LIBRARIES[0])
+        return files.cache_dir() / "gptqmodel" / "stopped" / key
+
+    def _job(self, libraries: Path, source: Path, target: Path, scratch: Path, kept: Path | None) -> dict[str, Any]:
+        import torch
+
+        return {
+            "libraries": str(libraries),
+            "method": self.asked.method.lower(),
+            "bits": self.asked.bits,
+            "group": self.asked.group,
+            "dynamic": self.dynamic,
+            "source": str(source),
+            "to": str(target),
+            "said": str(scratch / "said"),
+            "scratch": str(scratch),
+            "resume": str(kept) if kept else "",
+            "texts": self.texts,
+            "threads": cores(),
+            "device": "cuda:0" if torch.cuda.is_available() else "cpu",
+        }
+
+    def _child_steps(self, job: Path, progress: Any) -> Steps[None]:
+        script = Path(__file__).with_name("gptqmodel_apart.py")
+        environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": str(cores()), "HF_HUB_OFFLINE": "1"}
+        try:
+            yield from child.run_steps([sys.executable, "-P", str(script), str(job)], progress, environment=environment)
+        except child.Failed as reason:
+            last = [line for line in str(reason).strip().splitlines() if line.strip()][-1:] or [""]
+            raise WorkbenchError(
+                self.model.name,
+                f"gptqmodel gave up: {last[0][:500]}",
+                do="see whether it knows this architecture; INT4 rounds without it",
+            ) from reason
+
+
+def libraries_steps() -> Steps[Path]:
+    """The folder of gptqmodel and what it imports; fetched on the first call.
+
+    Raises:
+        WorkbenchError: there is no pip, or pip could not get them; the text says why.
+    """
+    place = files.cache_dir() / "gptqmodel" / files.digest(LIBRARIES, sys.version_info[:2])[:16]
+    if place.is_dir():
+        return place
+    if importlib.util.find_spec("pip") is None:
+        raise WorkbenchError(
+            "gptqmodel", "this Python has no pip to fetch it with", do=f"{sys.executable} -m ensurepip"
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetch.tmp-", dir=place.parent) as scratch:
+        made = Path(scratch) / "libraries"
+        options = ("--no-deps", "--no-input", "--quiet", "--disable-pip-version-check")
+        command = [sys.executable, "-P", "-m", "pip", "install", *options, "--target", str(made), *LIBRARIES]
+
+        def progress() -> Progress:
+            return Progress(min(files.size_of(Path(scratch)), ABOUT), ABOUT, "B", "fetching gptqmodel")
+
+        try:
+            yield from child.run_steps(command, progress, environment={**os.environ, "TMPDIR": scratch})
+        except child.Failed as reason:
+            found = f"pip could not fetch it: {str(reason)[-1000:]}"
+            raise WorkbenchError("gptqmodel", found, do="check the connection or pip's index") from reason
+        if not place.is_dir():  # another process may have been quicker
+            made.rename(place)
+    return place
+
+
+# --- a plan, in gptqmodel's words ---------------------------------------------------------------
+
+
+def gptq_dynamic(
+    model: Checkpoint, asked: Calibrated, changes: Mapping[str, Format] | Plan
+) -> dict[str, dict[str, Any]]:
+    """gptqmodel's `dynamic` for matrices that get other bits or groups, or stay as they are.
+
+    Args:
+        changes: tensor name -> format; INT4 and INT8 stand for 4 and 8 bits, in groups of their size.
+
+    Raises:
+        WorkbenchError: a format that is no number of bits, any with AWQ, or fused matrices that differ.
+    """
+    formats = changes.formats if isinstance(changes, Plan) else changes
+    found: dict[str, dict[str, Any]] = {}
+    for name, format in formats.items():
+        info = model.tensors[name]
+        module = re.escape(re.sub(r"\.weight$", "", model.hf_names.get(name, name)))
+        if info.role in ("embed_tokens", "lm_head") and format.family == "float":
+            continue  # they stay as they are anyway
+        if format.family == "float":
+            found[f"-:^{module}$"] = {}
+        elif asked.method == "AWQ":
+            raise WorkbenchError(name, f"{asked.name} has no {format.name} for single matrices", allowed="a float")
+        elif not isinstance(format, Int4 | Int8):
+            raise WorkbenchError(
+                name, f"GPTQ has no {format.name}", allowed="INT4 or INT8, for 4 or 8 bits in their groups; or a float"
+            )
+        else:
+            bits = 4 if isinstance(format, Int4) else 8
+            if info.shape[-1] % format.group:
+                raise WorkbenchError(name, f"groups of {format.group} do not divide its {info.shape[-1]} inputs")
+            if (bits, format.group) != (asked.bits, asked.group):
+                found[f"+:^{module}$"] = {"bits": bits, "group_size": format.group}
+    if found:
+        check_fused(model, _all_of(model, asked, formats))
+    return found
+
+
+def _all_of(model: Checkpoint, asked: Calibrated, formats: Mapping[str, Format]) -> dict[str, Format]:
+    """Every matrix's format, what was asked for standing for those that are not named."""
+    rest = replace(INT4, name=asked.name, bits=float(asked.bits), group=asked.group)
+
+    def same(format: Format | None) -> bool:
+        kind = {4: Int4, 8: Int8}.get(asked.bits)
+        return format is None or (kind is not None and type(format) is kind and format.group == asked.group)
+
+    return {info.name: rest if same(formats.get(info.name)) else formats[info.name] for info in layers(model)}
+
+
+INT4 = next(format for format in INTEGERS if isinstance(format, Int4))
+
+
+def layers(model: Checkpoint) -> list[Any]:
+    """The matrices that GPTQ and AWQ quantize: those of the layers."""
+    return [info for info in model.matrices if info.layer is not None]
