@@ -120,6 +120,37 @@ def nvfp4(weights: np.ndarray) -> Parts:
     }
 
 
+def modelopt(weights: np.ndarray) -> Parts:
+    found = nvfp4(weights)
+    second = np.array(1 / found["weight_global_scale"][0], np.float32)
+    return {"weight": found["weight_packed"], "weight_scale": found["weight_scale"], "weight_scale_2": second}
+
+
+def hqq(weights: np.ndarray) -> Parts:
+    """4 bits in groups of inputs, as HQQ's library names and packs them; a setting is a tensor, a word its letters."""
+    codes, scales, zeros = rounded(weights, 4, GROUP)
+    table = codes.reshape(-1, GROUP).astype(np.uint8)
+    half = len(table) // 2
+    return {
+        "W_q": table[:half] << 4 | table[half:],
+        "scale": scales.reshape(-1, 1).astype(np.float16),
+        "zero": zeros.reshape(-1, 1).astype(np.float16),
+        "shape": np.array(weights.shape, np.int64),
+        "group_size": np.array(GROUP, np.int32),
+        "nbits": np.array(4, np.int32),
+        "axis": np.array(1, np.int32),
+        "packing": np.frombuffer(b"4bit_u8", np.uint8),
+        "compute_dtype": np.frombuffer(b"torch.float16", np.uint8),
+        "quant_scale": np.array(0, np.uint8),
+        "quant_zero": np.array(0, np.uint8),
+    }
+
+
+def torchao(weights: np.ndarray) -> Parts:
+    most = np.abs(weights).max(1, keepdims=True)
+    return {"_weight_qdata": np.rint(weights / most * 127).astype(np.int8), "_weight_scale": most / 127}
+
+
 def nf4(weights: np.ndarray) -> Parts:
     import torch
     from bitsandbytes import functional
@@ -160,6 +191,9 @@ KINDS: dict[str, tuple[Callable[[np.ndarray], Parts], dict[str, Any], int]] = {
     "EXL2": (exl2, {"quant_method": "exl2", "version": "0.3.2", "bits": 4.0}, 4),
     "compressed": (compressed, {"quant_method": "compressed-tensors", "config_groups": GROUPS}, 4),
     "NVFP4": (nvfp4, {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, 4),
+    "ModelOpt": (modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4),
+    "HQQ": (hqq, {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}, 4),
+    "torchao": (torchao, {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}, 8),
     "NF4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 4),
     "LLM.int8": (int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, 8),
     "FP8": (fp8, {"quant_method": "compressed-tensors", "format": "float-quantized"}, 8),

@@ -26,6 +26,8 @@ CONFIGS = {
     "awq-gemv": {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"},
     "compressed": {"quant_method": "compressed-tensors"},
     "nvfp4": {"quant_method": "compressed-tensors"},
+    "hqq": {"quant_method": "hqq"},
+    "torchao": {"quant_method": "torchao"},
 }
 
 
@@ -182,7 +184,11 @@ BAD_HEADERS = {
     "other bits": (damaged(), GPTQ | {"bits": 8}, "config.json says 8"),
     "scales of another shape": (damaged(scales=lambda a: a[:, :-1].copy()), GPTQ, "scales"),
     "codes of another shape": (damaged(qweight=lambda a: a[:-1].copy()), GPTQ, "bits"),
-    "an unknown AWQ layout": (damaged(), {"quant_method": "awq", "version": "marlin"}, "marlin"),
+    "an unknown AWQ layout": (
+        {k: v for k, v in damaged().items() if "g_idx" not in k},
+        {"quant_method": "awq", "version": "marlin"},
+        "marlin",
+    ),
     "a part is missing": ({k: v for k, v in damaged().items() if "scales" not in k}, GPTQ, "scales is missing"),
 }
 

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from workbench import files
 from workbench.checkpoint import bounded_json, convert, names, tree, values
 from workbench.checkpoint.tensors import TensorInfo
@@ -17,7 +19,8 @@ from workbench.exceptions import WorkbenchError
 # of the rotary embedding, and buffers that old versions of transformers saved.
 EXTRAS = (
     *(".weight_scale", ".weight_scale_inv", "_proj_scale", "_proj_scale_inv"),
-    *(".input_scale", ".output_scale", ".k_scale", ".v_scale"),
+    *(".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".activation_scale", ".input_scale_ub"),
+    *(".input_global_scale", ".output_global_scale", ".input_zero_point", ".output_zero_point"),
     *("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "rotary_emb.inv_freq"),
     *(".attn.bias", ".attention.bias", ".masked_bias"),
 )
@@ -90,7 +93,9 @@ class Checkpoint:
         scale = self._scale_of(info)
         if scale is None:
             return weights
-        return values.apply_scale(weights, rows, info.shape, values.read(scale), name)
+        if not np.isfinite(weights).all():
+            raise WorkbenchError(f"{info.file.name}, tensor {name!r}", "it has values that are not finite numbers")
+        return values.apply_scale(weights, rows, info.shape, _sound_scale(scale), name, self._tile)
 
     def held_in(self, name: str) -> tuple[TensorInfo, ...]:
         """A tensor, and the scale beside it if it is FP8 with one: what its weights are read from."""
@@ -117,6 +122,18 @@ class Checkpoint:
             close = [known for known in self.tensors if str(name) in known][:5] or list(self.tensors)[:5]
             raise WorkbenchError(self.name, f"it has no tensor {name!r}", allowed=", ".join(close) + ", ...")
         return info
+
+    @cached_property
+    def _tile(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale in FP8, if the config says so."""
+        settings = self.config.get("quantization_config")
+        said = settings.get("weight_block_size") if isinstance(settings, dict) else None
+        if said is None:
+            return None
+        if not isinstance(said, list) or len(said) != 2 or any(type(size) is not int or size < 1 for size in said):
+            where = f"{self.path / 'config.json'}, quantization_config.weight_block_size"
+            raise WorkbenchError(where, f"it is {said!r:.60}", allowed="two whole numbers, such as [128, 128]")
+        return said[0], said[1]
 
     def _scale_of(self, info: TensorInfo) -> TensorInfo | None:
         if not info.encoding.startswith("F8_"):
@@ -179,6 +196,17 @@ class Checkpoint:
 
     def _repr_html_(self) -> str:
         return tree.html_of(self)
+
+
+def _sound_scale(scale: TensorInfo) -> values.Weights:
+    """A scale of FP8, of which no writer makes one that is zero or no number."""
+    found = values.read(scale)
+    zeros, lost = int((found == 0).sum()), int((~np.isfinite(found)).sum())
+    if zeros or lost:
+        what = "zero" if zeros else "not finite numbers"
+        said = f"{zeros or lost:,} of its {found.size:,} scales are {what}"
+        raise WorkbenchError(f"{scale.file.name}, tensor {scale.name!r}", said, do="get the file again from its author")
+    return found
 
 
 def is_extra(name: str) -> bool:

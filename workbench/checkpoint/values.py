@@ -94,13 +94,21 @@ def _pieces(info: TensorInfo, size: int) -> Iterator[NDArray[np.uint8]]:
         yield bytes_at(info, first, min(size, info.nbytes - first))
 
 
-def apply_scale(weights: Weights, rows: slice | None, shape: tuple[int, ...], scale: Weights, name: str) -> Weights:
+def apply_scale(
+    weights: Weights,
+    rows: slice | None,
+    shape: tuple[int, ...],
+    scale: Weights,
+    name: str,
+    tile: tuple[int, int] | None = None,
+) -> Weights:
     """FP8 codes times their scale: weights[i, j] * scale[i // b0, j // b1].
 
     Args:
         weights: the codes of `rows` (along the first axis) of a tensor of `shape`, as float32; changed in place.
         scale: of one value, or with as many axes as the weights: along each axis one value for all,
-            one for each index, or one for each block of 128 (DeepSeek's layout; the last block may be short).
+            one for each index, or one for each block (DeepSeek's layout; the last block may be short).
+        tile: rows and columns of a block; by default 128 x 128, or what divides an axis evenly.
 
     Both `weight_scale` (compressed-tensors, vLLM) and, despite its name, `weight_scale_inv`
     (DeepSeek) multiply.
@@ -115,7 +123,8 @@ def apply_scale(weights: Weights, rows: slice | None, shape: tuple[int, ...], sc
         raise _unfit(name, found, shape)
     first, end, _ = (rows or slice(None)).indices(shape[0])
     for axis, (values, size) in enumerate(zip(scale.shape, shape, strict=True)):
-        block = 1 if values == size else max(1, size) if values == 1 else BLOCK
+        said = tile[axis - len(shape)] if tile and axis >= len(shape) - 2 else None
+        block = 1 if values == size else max(1, size) if values == 1 else said or _block(values, size)
         if -(-size // block) != values:
             raise _unfit(name, found, shape)
         indices = np.arange(first, max(first, end)) if axis == 0 else np.arange(size)
@@ -125,9 +134,16 @@ def apply_scale(weights: Weights, rows: slice | None, shape: tuple[int, ...], sc
     return weights
 
 
+def _block(values: int, size: int) -> int:
+    """How many indices share each of so many values: 128, or an even share that kernels can work with."""
+    if -(-size // BLOCK) != values and values and size % (16 * values) == 0:
+        return size // values
+    return BLOCK
+
+
 def _unfit(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> WorkbenchError:
     return WorkbenchError(
         f"tensor {name!r}",
         f"its scale has shape {list(found)} for weights of shape {list(shape)}",
-        allowed=f"one value, one for each row, or one for each block of {BLOCK} x {BLOCK}",
+        allowed=f"one value, one for each row, or one for each block of {BLOCK} x {BLOCK} or of equal size",
     )

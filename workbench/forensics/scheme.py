@@ -38,9 +38,8 @@ def scheme_of(checkpoint: Checkpoint, info: TensorInfo) -> Scheme:
     """The scheme of one of the checkpoint's tensors."""
     inputs = info.shape[-1] if info.shape else 1
     if info.packed is not None:
-        per = info.packed.per_scale
         kind = "EXL2" if info.encoding.startswith("EXL2") else info.encoding
-        return Scheme(info.encoding, info.packed.code_bits, str(per) if per < inputs else "row", per, kind)
+        return Scheme(info.encoding, info.packed.code_bits, info.packed.shared, info.packed.per_scale, kind)
     if info.encoding.startswith("F8_") and not info.problem:
         group, per = _of_fp8(checkpoint, info)
         return Scheme(info.encoding, 8, group, per, f"{info.encoding} {group}")

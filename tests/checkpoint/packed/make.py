@@ -1,10 +1,10 @@
 """Make the files beside this one anew: a small matrix in each layout, written and decoded by the layout's own library.
 
-    python make.py FOLDER
+    python make.py FOLDER [NAMES]
 
-Needs gptqmodel 7.7 (pip install --no-deps, and what it imports) and compressed-tensors 0.20. Run once; the tests read
-what it wrote. Each file has one matrix's tensors under the library's names, and `expected` [out, in], which the library
-gives back.
+Needs gptqmodel 7.7 (pip install --no-deps, and what it imports), compressed-tensors 0.20, hqq 0.2.8 and torchao 0.18.
+Run once; the tests read what it wrote. Each file has one matrix's tensors under the library's names, and `expected`
+[out, in], which the library gives back.
 """
 
 from __future__ import annotations
@@ -123,6 +123,36 @@ def nvfp4() -> dict[str, torch.Tensor]:
     return {**made, "expected": codes * (scales / over).repeat_interleave(16, 1)}  # its own is in bfloat16
 
 
+def hqq(bits: int, axis: int) -> dict[str, torch.Tensor]:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, Quantizer
+
+    config = BaseQuantizeConfig(nbits=bits, group_size=16, axis=axis)
+    made = HQQLinear(linear(), config, compute_dtype=torch.float16, device="cpu")
+    wide = {key: value.float() if isinstance(value, torch.Tensor) else value for key, value in made.meta.items()}
+    expected = Quantizer.dequantize(made.W_q, {**wide, "compute_dtype": torch.float32})
+    return {**{key: value.detach() for key, value in made.state_dict().items()}, "expected": expected}
+
+
+def torchao(kind: str) -> dict[str, torch.Tensor]:
+    from torchao import quantization as library
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    made = torch.nn.ModuleDict({"up": linear()})
+    config = {
+        "int8": lambda: library.Int8WeightOnlyConfig(version=2),
+        "float8": lambda: library.Float8WeightOnlyConfig(),
+        "int4": lambda: library.IntxWeightOnlyConfig(
+            weight_dtype=torch.int4, granularity=library.PerGroup(16), mapping_type=library.MappingType.ASYMMETRIC
+        ),
+    }[kind]()
+    library.quantize_(made, config)
+    found, _ = flatten_tensor_state_dict(made.state_dict())
+    return {
+        **{key.removeprefix("up."): value for key, value in found.items()},
+        "expected": made["up"].weight.dequantize().float().detach(),
+    }
+
+
 MADE = {
     **{f"gptq-v1-{bits}bit": lambda bits=bits: gptq(bits, 1, False) for bits in (2, 3, 4, 8)},
     "gptq-v2-4bit-act-order": lambda: gptq(4, 2, True),
@@ -132,14 +162,18 @@ MADE = {
     "compressed-4bit-asymmetric": lambda: compressed(4, False, 16),
     "compressed-8bit-by-row": lambda: compressed(8, True, None),
     "nvfp4": nvfp4,
+    **{f"hqq-{bits}bit": lambda bits=bits: hqq(bits, 1) for bits in (1, 2, 3, 4, 8)},
+    "hqq-4bit-by-output": lambda: hqq(4, 0),
+    "hqq-3bit-by-output": lambda: hqq(3, 0),
+    **{f"torchao-{kind}": lambda kind=kind: torchao(kind) for kind in ("int8", "float8", "int4")},
 }
 
 
-def main(folder: Path) -> None:
-    for name, make in MADE.items():
+def main(folder: Path, names: list[str]) -> None:
+    for name, make in ((name, MADE[name]) for name in names or MADE):
         found = {key if key == "expected" else f"{L}.{key}": value.contiguous() for key, value in make().items()}
         save_file(found, folder / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -42,6 +42,9 @@ class Awq(Packed):
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Awq:
+        bits = settings.get("bits")
+        if bits not in (None, 4):
+            raise WorkbenchError(name, f"config.json says AWQ of {bits!r:.20} bits", allowed="4")
         version = str(settings.get("version", settings.get("format", "gemm"))).lower()
         if version not in ("gemm", "gemv"):
             raise WorkbenchError(name, f"its AWQ layout {version[:40]!r} is unknown", allowed="gemm, gemv")
@@ -50,13 +53,19 @@ class Awq(Packed):
             raise WorkbenchError(name, f"its qweight is {list(qweight)}, its scales {list(scales)}", allowed="matrices")
         gemv = version == "gemv"
         outputs, inputs = (qweight[0], 8 * qweight[1]) if gemv else (8 * qweight[1], qweight[0])
-        size = settings.get("group_size", settings.get("q_group_size"))
+        size = settings.get("group_size")
+        if size is not None and (type(size) is not int or size == 0 or size < -1):
+            raise WorkbenchError(
+                name, f"config.json says group_size {size!r:.20}", allowed="-1, or inputs that share a scale"
+            )
         group = size if type(size) is int and size > 0 else inputs
         groups = -(-inputs // group)
         made = cls(name, parts, (outputs, inputs), f"AWQ 4-bit g{group}", group, gemv)
         made.check("qweight", qweight, ("I32",))
         if gemv:
-            width = parts["qzeros"].shape[-1]
+            width = parts["qzeros"].shape[-1] if parts["qzeros"].shape else 0
+            if 8 * width < groups:
+                raise made.wrong("qzeros", f"it is {list(parts['qzeros'].shape)} for {groups:,} groups")
             made.check("scales", (outputs, max(8 * width, groups)), FLOATS)
             made.check("qzeros", (outputs, width), ("I32",))
         else:
@@ -70,10 +79,12 @@ class Awq(Packed):
         if self.gemv:
             q = codes.stream(self.integers("qweight")[rows], 4, inputs)
             zeros = codes.stream(self.integers("qzeros")[rows], 4, self.parts["scales"].shape[1])
-            scales = self.floats("scales")[rows]
+            scales = self.floats("scales")[rows][:, : -(-inputs // self.group)]
         else:
             q, zeros = (self._outputs(part)[:, rows].T for part in ("qweight", "qzeros"))
-            scales = self.floats("scales")[:, rows].T
+            scales = self.scales("scales")[:, rows].T
+        if not scales.all():  # GEMV's are padded with zeros, which are not looked at
+            raise self.wrong("scales", "some of its scales are zero")
         weights = (q - zeros[:, group]).astype(np.float32)
         weights *= scales[:, group]
         return weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class FourBit(Packed):
     nested: tuple[int, float] | None
 
     NEEDED = ("weight", "weight.absmax", "weight.quant_map")
+    OPTIONAL = ("weight.nested_absmax", "weight.nested_quant_map")
     SCALES = ("weight.absmax", "weight.nested_absmax")
 
     @property
@@ -57,9 +58,18 @@ class FourBit(Packed):
         nested = None
         if "weight.nested_absmax" in parts:
             of_scales, offset = state.get("nested_blocksize"), state.get("nested_offset")
-            if type(of_scales) is not int or of_scales < 1 or not isinstance(offset, int | float):
+            if (
+                type(of_scales) is not int
+                or of_scales < 1
+                or not isinstance(offset, int | float)
+                or not isfinite(offset)
+            ):
                 raise made.wrong(kind, f"it says blocks of {of_scales!r:.20} scales and an offset {offset!r:.20}")
+            made.check("weight.nested_absmax", (-(-blocks // of_scales),), ("F32",))
+            made._check_map("weight.nested_quant_map", 256)
             nested = (of_scales, float(offset))
+        made._check_map("weight.quant_map", 16)
+        made._check_settings(kind, settings)
         scheme = kind.removeprefix(f"weight.{STATE}").upper()[:8] + (", scales in 8 bits" if nested else "")
         made = cls(name, parts, tuple(shape), scheme, block, nested)
         if parts["weight"].params != -(-prod(shape) // 2) or parts["weight.absmax"].params != blocks:
@@ -87,10 +97,27 @@ class FourBit(Packed):
         own = self.floats("weight.nested_absmax").reshape(-1)[np.arange(len(coded)) // size]
         return np.asarray(self.floats("weight.nested_quant_map")[coded] * own + offset, np.float32)
 
+    def _check_map(self, part: str, entries: int) -> None:
+        """Raise unless a table has an entry for every code."""
+        if part not in self.parts:
+            raise self.wrong(part, "it is missing")
+        self.check(part, (entries,), ("F32",))
+
+    def _check_settings(self, kind: str, settings: dict[str, Any]) -> None:
+        """Raise if the config speaks of another format than this one."""
+        if settings.get("load_in_8bit") and settings.get("load_in_4bit"):
+            raise WorkbenchError(self.name, "config.json says load_in_4bit and load_in_8bit", allowed="one of them")
+        if settings.get("load_in_8bit"):
+            raise self.wrong(kind, "it is of 4 bits, and config.json says load_in_8bit")
+        said, own = settings.get("bnb_4bit_quant_type"), kind.removeprefix(f"weight.{STATE}")
+        if isinstance(said, str) and said.lower() != own.lower():
+            raise self.wrong(kind, f"it is {own[:20]}, and config.json says bnb_4bit_quant_type {said!r:.20}")
+
     def _state(self, part: str) -> dict[str, Any]:
-        raw = self.integers(part) if self.parts[part].encoding == "U8" else np.zeros(0, np.uint8)
+        small = self.parts[part].encoding == "U8" and self.parts[part].nbytes <= LONGEST_STATE
+        raw = self.integers(part) if small else np.zeros(0, np.uint8)
         try:
-            found = json.loads(raw[:LONGEST_STATE].tobytes())
+            found = json.loads(raw.tobytes())
         except (ValueError, RecursionError) as reason:
             raise self.wrong(part, f"it cannot be read ({reason!s:.60})", "JSON as bytes") from reason
         return found if isinstance(found, dict) else {}
@@ -105,6 +132,7 @@ class Int8(Packed):
     """A matrix [out, in] of LLM.int8."""
 
     NEEDED = ("weight", "SCB")
+    OPTIONAL = ("weight_format",)
     SCALES = ("SCB",)
 
     @property
@@ -115,6 +143,10 @@ class Int8(Packed):
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Int8:
         shape = parts["weight"].shape
         made = cls(name, parts, shape, "LLM.int8")
+        if len(shape) != 2:
+            raise made.wrong("weight", f"it is {list(shape)}", "a matrix")
+        if settings.get("load_in_4bit"):
+            raise made.wrong("weight", "it is of 8 bits, and config.json says load_in_4bit")
         made.check("weight", shape, ("I8",))
         made.check("SCB", shape[:1], ("F32",))
         return made

@@ -29,6 +29,7 @@ class Exl2(Packed):
     """A matrix [out, in] of EXL2."""
 
     NEEDED = ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm")
+    OPTIONAL = ("q_perm",)
     SCALES = ("q_scale_max",)
 
     @property
@@ -58,7 +59,7 @@ class Exl2(Packed):
         outputs, inputs = self.shape
         q_weight = self.integers("q_weight")[:, rows]
         roots = codes.stream(self.integers("q_scale"), 4, outputs)[:, rows] + 1
-        scales = roots.astype(np.float32) ** 2 * self.floats("q_scale_max")[:, None] / 256
+        scales = roots.astype(np.float32) ** 2 * self.scales("q_scale_max")[:, None] / 256
         weights = np.empty((inputs, q_weight.shape[1]), np.float32)
         done = 0
         for group, (bits, first, end) in enumerate(self._groups(len(q_weight))):

@@ -10,13 +10,12 @@ second z.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from workbench.checkpoint.packed import codes
-from workbench.checkpoint.packed.layout import FLOATS, Packed, Weights, words
+from workbench.checkpoint.packed.layout import FLOATS, Packed, Weights, check_groups, words
 from workbench.checkpoint.tensors import TensorInfo
 from workbench.exceptions import WorkbenchError
 
@@ -31,6 +30,7 @@ class Gptq(Packed):
     second: bool
 
     NEEDED = ("qweight", "qzeros", "scales")
+    OPTIONAL = ("g_idx",)
     SCALES = ("scales",)
 
     @property
@@ -43,17 +43,28 @@ class Gptq(Packed):
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Gptq:
-        """From the parts' shapes; `settings` is the config's, which single modules may depart from (`dynamic`)."""
+        """From the parts' shapes, which the config's `settings` for this module must agree with."""
         qweight, scales = parts["qweight"].shape, parts["scales"].shape
         if len(qweight) != 2 or len(scales) != 2:
             raise WorkbenchError(name, f"its qweight is {list(qweight)}, its scales {list(scales)}", allowed="matrices")
-        inputs = prod(parts["g_idx"].shape) if "g_idx" in parts else 32 * qweight[0] // max(1, _bits(settings))
+        said, groups = settings.get("bits"), scales[0]
+        if said is not None and said not in BITS:
+            raise WorkbenchError(
+                name, f"config.json says bits {said!r:.20}", allowed=f"GPTQ of {', '.join(map(str, BITS))} bits"
+            )
+        if "g_idx" not in parts and said is None:
+            raise WorkbenchError(name, "it has no g_idx, and config.json says no bits: its shape cannot be known")
+        inputs = parts["g_idx"].params if "g_idx" in parts else 32 * qweight[0] // int(said or 1)
         bits = 32 * qweight[0] // inputs if inputs else 0
         if bits not in BITS:
-            raise WorkbenchError(name, f"its codes have {bits} bits", allowed=", ".join(map(str, BITS)))
-        if settings.get("bits", bits) != bits and not settings.get("dynamic"):
-            raise WorkbenchError(name, f"its codes have {bits} bits, and config.json says {settings['bits']!r:.20}")
-        groups = scales[0]
+            raise WorkbenchError(
+                name,
+                f"its qweight {list(qweight)} for {inputs:,} inputs has codes of {bits} bits",
+                allowed=", ".join(map(str, BITS)),
+            )
+        if said not in (None, bits):
+            raise WorkbenchError(name, f"its qweight has codes of {bits} bits, and config.json says {said}")
+        check_groups(name, groups, inputs, settings)
         size = f" g{-(-inputs // groups)}" if groups > 1 else ""
         second = str(settings.get("checkpoint_format")) == "gptq_v2"
         made = cls(name, parts, (qweight[1], inputs), f"GPTQ {bits}-bit{size}", bits, second)
@@ -66,7 +77,7 @@ class Gptq(Packed):
 
     def read(self, rows: slice) -> Weights:
         q = codes.stream(np.ascontiguousarray(self.integers("qweight")[:, rows].T), self.bits, self.shape[1])
-        scales = self.floats("scales")[:, rows].T
+        scales = self.scales("scales")[:, rows].T
         zeros = self._zeros()[:, rows].T
         group = self._groups(scales.shape[1])
         weights = (q - zeros[:, group]).astype(np.float32)
@@ -95,8 +106,3 @@ class Gptq(Packed):
         if found.size and not 0 <= found.min() <= found.max() < count:
             raise self.wrong("g_idx", f"it names the groups {found.min()} to {found.max()}", f"0 to {count - 1}")
         return found
-
-
-def _bits(settings: dict[str, Any]) -> int:
-    found = settings.get("bits")
-    return found if type(found) is int and found in BITS else 0

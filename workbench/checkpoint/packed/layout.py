@@ -35,6 +35,7 @@ class Packed:
     scheme: str
 
     NEEDED: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SCALES: ClassVar[tuple[str, ...]] = ()  # the parts that are scales, where there are such parts
 
     @property
@@ -46,6 +47,11 @@ class Packed:
     def per_scale(self) -> int:
         """Inputs of a row that share a scale."""
         return self.shape[-1]
+
+    @property
+    def shared(self) -> str:
+        """What shares a scale, for readers: "128" inputs of a row, or the "row"."""
+        return str(self.per_scale) if self.per_scale < self.shape[-1] else "row"
 
     @classmethod
     def of(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Packed:
@@ -82,6 +88,18 @@ class Packed:
             raise self.wrong(part, "it has values that are not finite numbers")
         return found
 
+    def scales(self, part: str) -> Weights:
+        """A part of scales, none of which may be zero: no writer of such a layout makes one.
+
+        Raises:
+            WorkbenchError: one of them is zero, or no finite number.
+        """
+        found = self.floats(part)
+        zeros = found.size - np.count_nonzero(found)
+        if zeros:
+            raise self.wrong(part, f"{zeros:,} of its {found.size:,} scales are zero")
+        return found
+
     def wrong(self, part: str, found: str, allowed: str = "") -> WorkbenchError:
         """The error for a part that does not fit the others."""
         info = self.parts.get(part)
@@ -97,6 +115,21 @@ class Packed:
 
 
 FLOATS = ("F16", "BF16", "F32")
+
+
+def check_groups(name: str, groups: int, inputs: int, settings: Mapping[str, Any]) -> None:
+    """Raise unless the scales are for as many groups of inputs as the config's `group_size` makes; -1 is a row."""
+    size = settings.get("group_size")
+    if size is None:
+        return
+    if type(size) is not int or size == 0 or size < -1:
+        raise WorkbenchError(
+            name, f"config.json says group_size {size!r:.20}", allowed="-1, or inputs that share a scale"
+        )
+    expected = 1 if size == -1 else -(-inputs // size)
+    if groups != expected:
+        found = f"its scales are for {groups:,} groups of its {inputs:,} inputs"
+        raise WorkbenchError(name, f"{found}, and config.json says group_size {size}: {expected:,} groups")
 
 
 def words(count: int, bits: int) -> int:
