@@ -9,10 +9,12 @@ and ends with 1 if one was not kept. docs/engines.md says which servers it was r
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import workbench as wb
 from workbench.engines.base import Engine
@@ -126,6 +128,14 @@ def stops_within_a_second(engine: Engine) -> str:
     return f"{took:.1f} s"
 
 
+def lists_its_likeliest_tokens(engine: Any) -> str:
+    found = engine.likeliest("The capital of France is")
+    assert len(found.tokens) > 1, "no list"
+    assert found.prompt_tokens, "it does not tell as how many tokens it read the text"
+    covered = sum(math.exp(each.log_p) for each in found.tokens)
+    return f"{len(found.tokens)}, {covered:.0%} of the probability, first {found.tokens[0].text!r:.20}"
+
+
 def a_prompt_longer_than_its_context_is_told(engine: Engine) -> str:
     try:
         engine("a heron " * 200_000, max_tokens=4)
@@ -154,6 +164,7 @@ PROMISES = (
     turns_are_remembered,
     the_likeliest_of_one_is_the_likeliest,
     stops_within_a_second,
+    lists_its_likeliest_tokens,
     a_prompt_longer_than_its_context_is_told,
 )
 

@@ -116,6 +116,12 @@ def test_what_llama_cpp_refuses_or_dies_of_is_an_error(path, tmp_path, key, old,
     assert said in caught.value.found
 
 
+def test_a_context_longer_than_trained_is_refused_with_what_is_allowed(path):
+    with pytest.raises(WorkbenchError, match="context: it is 513, and the model was made for 512 tokens") as caught:
+        wb.serve(str(path), context=513)
+    assert caught.value.allowed == "a whole number from 1 to 512, or None"
+
+
 @pytest.mark.parametrize("port", [-1, 65536, "8080", True])
 def test_a_port_that_is_none_is_refused(path, port):
     with pytest.raises(WorkbenchError, match="port: it is"):

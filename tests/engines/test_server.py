@@ -6,6 +6,8 @@ import json
 import logging
 import pickle
 import socket
+import threading
+import time
 import traceback
 
 import pytest
@@ -127,6 +129,20 @@ def test_a_silent_server_is_stopped_without_waiting_for_it():
         assert list(stream) == []
         assert stream.reply.text == "one"
         assert stream.reply.finish == "stopped"
+
+
+def test_after_a_stop_the_next_question_waits_for_the_thread_that_is_leaving():
+    with running(chat=lambda asked: asked.server.over.wait(60)) as server:
+        engine = wb.run(server.url)
+        leaving = threading.Thread(target=list, args=(engine.stream("hello"),))
+        leaving.start()
+        while len(server.seen) < 2:
+            time.sleep(0.01)
+        engine.stop()
+        server.answers["/v1/chat/completions"] = rubbish('data: {"choices": [{"delta": {"content": "hi"}}]}\n\n')
+        assert engine("again").text == "hi"
+        leaving.join(10)
+        assert not leaving.is_alive()
 
 
 @pytest.mark.parametrize(

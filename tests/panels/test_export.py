@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shlex
@@ -180,6 +181,36 @@ def test_a_full_disk_is_named_with_what_is_needed_and_what_is_free(session, monk
     assert session.jobs.wait(60)
     assert "1 kB free" in panel.strip.said.value
     assert there() == {}
+
+
+def test_a_disk_that_fills_up_while_writing_is_told_and_can_be_written_to_later(session, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    panel = panels.Export(session)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        panel.run()
+        assert session.jobs.wait(60)
+    assert "No space left" in panel.strip.said.value
+    assert there() == {}
+    assert session.files == {}
+    panel.run()
+    finished(session)
+    assert set(there()) == {"tiny-Q4_K_M.gguf", "tiny-Q4_K_M.Modelfile"}
+
+
+def test_a_model_without_a_tokenizer_is_told_and_another_is_written(session, tmp_path):
+    session.open(wb.load(tiny.gguf(tmp_path / "bare.gguf", tiny.weights(), "F32", tokenizer=False)))
+    panel = panels.Export(session)
+    panel.run()
+    assert session.jobs.wait(60)
+    assert "it has no tokenizer" in panel.strip.said.value
+    assert there() == {}
+    session.open(wb.load(tmp_path / "tiny.gguf"))
+    panel.run()
+    finished(session)
+    assert "tiny-Q4_K_M.gguf" in there()
 
 
 def test_a_cancelled_export_leaves_the_old_file_and_no_half_one(session, monkeypatch):

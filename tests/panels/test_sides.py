@@ -12,7 +12,7 @@ import pytest
 import workbench as wb
 from tests import tiny
 from tests.engines.servers import Asked, running, says
-from tests.panels.driving import asked, finished, html_of, result_of
+from tests.panels.driving import asked, finished, html_of, result_of, until
 from workbench import panels
 from workbench.panels import answerer
 from workbench.panels.answerer import Answerer
@@ -320,3 +320,142 @@ def test_both_sides_may_be_the_same_format_but_not_the_same_thing(session):
     panel.run()
     assert "compared with itself" in panel.strip.said.value
     assert session.engines == {}
+
+
+# --- no model, and what goes wrong ---------------------------------------------------------------
+
+
+def another(given: Asked) -> None:
+    given.begin()
+    given.piece("one ")
+    given.piece("three", "stop")
+
+
+def test_servers_answer_without_any_model_open(path):
+    session = panels.Session(threaded=True)
+    panel = chat_of(session)
+    assert "none is open" in panel.first.said.value
+    assert panel.send.disabled
+    with running(chat=two_pieces) as one, running(chat=another) as other:
+        panel.first.what.value = SERVER
+        panel.first.engine.value, panel.first.url.value = "vllm", one.url
+        assert asked(panel, "hi").replies[0].text.startswith("one two")
+        assert f"chat = wb.run({one.url!r}, engine='vllm')" in panel.code
+        panel.first.ask.click()
+        finished(session)
+        assert "tiny" in dict(panel.first.model.options)
+        panel.second.what.value = SERVER
+        panel.second.engine.value, panel.second.url.value = "openai", other.url
+        turn = asked(panel, "hi")
+        assert turn.compared.first_difference == 1
+        assert result_of(panel.code).verdict == turn.compared.verdict
+        assert [each.what for each in panel.speeds] == ["its model"] * 3
+        panel.first.what.value = FILE
+        panel.first.file.value = str(path)
+        assert asked(panel, "hi").names[0] == "tiny.gguf in llama.cpp"
+    session.open(wb.load(path))
+    assert "Q4_K_M" in dict(panel.first.what.options).values()
+    session.close_engines()
+
+
+def endless(given: Asked) -> None:
+    given.begin()
+    given.piece("so ")
+    while not given.server.over.is_set():
+        given.write(": still here\n\n" * 1000)
+
+
+BAD = {
+    "busy": (says({"error": {"message": "slow down"}}, 429, retry_after="7"), "wait 7 seconds"),
+    "rubbish": (says(["no reply"]), "not the OpenAI protocol"),
+    "endless": (endless, "does not stop sending"),
+    "slow": (lambda given: given.server.over.wait(60), "silent for too long"),
+    "broken": (says({"error": {"message": HOSTILE}}, 500), "answers 500"),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_server_that_misbehaves_is_told_and_the_panel_goes_on(session, monkeypatch, how):
+    monkeypatch.setattr("workbench.engines.connection.SILENCE", 0.3)
+    answer, said = BAD[how]
+    with running(chat=answer) as server:
+        session.first = Side(SERVER, "openai", url=server.url)
+        panel = chat_of(session)
+        panel.prompt.value = "hi"
+        panel.run()
+        assert session.jobs.wait(60)
+        assert said in panel.strip.said.value
+        assert "<img src=x" not in html_of(panel)
+        assert panel.prompt.value == ("" if how == "endless" else "hi")  # what was said is kept, with its question
+        server.answers["/v1/chat/completions"] = two_pieces
+        assert asked(panel, "hi").replies[0].text.startswith("one two")
+        assert panel.strip.said.value == ""
+
+
+def test_a_silent_server_is_stopped_at_once_and_can_be_asked_again(session):
+    with running(chat=lambda given: given.server.over.wait(60)) as server:
+        session.first = Side(SERVER, "openai", url=server.url)
+        panel = chat_of(session)
+        panel.prompt.value = "hi"
+        panel.run()
+        until(lambda: len(server.seen) == 2)
+        panel.stop.click()
+        assert session.jobs.wait(5)
+        assert panel.prompt.value == "hi"
+        server.answers["/v1/chat/completions"] = two_pieces
+        assert asked(panel, "hi").replies
+
+
+def test_a_context_longer_than_trained_is_refused_with_what_is_allowed(session):
+    session.first = Side("original", "llama.cpp")
+    panel = chat_of(session)
+    panel.first.context.value = 100_000
+    panel.prompt.value = "hi"
+    panel.run()
+    assert session.jobs.wait(60)
+    said = panel.strip.said.value
+    assert "the model was made for 512 tokens" in said
+    assert "a whole number from 1 to 512" in said
+    assert panel.prompt.value == "hi"
+    panel.first.context.value = 512
+    assert asked(panel, "hi").replies
+
+
+def test_layers_on_a_gpu_are_chosen_and_refused_where_there_is_none(session, monkeypatch):
+    monkeypatch.setattr("workbench.engines.options.has_gpu", lambda: False)
+    session.first = Side("original", "llama.cpp")
+    panel = chat_of(session)
+    picker = panel.first
+    assert dict(picker.gpu_layers.options) == {"all, if there is one": -1, "none": 0, "1": 1, "2": 2}
+    assert picker.gpu_layers.value == -1
+    picker.gpu_layers.value = 2
+    assert session.first.gpu_layers == 2
+    assert "gpu_layers=2)" in panel.code
+    panel.run()
+    assert session.jobs.wait(60)
+    assert "finds no GPU" in panel.strip.said.value
+    picker.gpu_layers.value = 0
+    assert asked(panel, "hi").replies
+    assert "gpu_layers=0)" in panel.code
+    picker.what.value = FILE
+    assert len(picker.gpu_layers.options) > 100
+    session.first = Side("original")
+    assert picker.gpu_layers.layout.display == "none"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "llama.cpp"])
+def test_a_model_without_a_tokenizer_is_told_and_another_can_be_asked(tmp_path, engine):
+    bare = tiny.gguf(tmp_path / "bare.gguf", tiny.weights(seed=next(SEEDS)), "F32", tokenizer=False)
+    whole = tiny.gguf(tmp_path / "whole.gguf", tiny.weights(seed=next(SEEDS)), "F32")
+    session = panels.Session(wb.load(bare), source=str(bare), threaded=True)
+    session.first = Side("original", engine)
+    panel = chat_of(session)
+    panel.prompt.value = "hi"
+    panel.run()
+    assert session.jobs.wait(60)
+    assert "tokenizer" in panel.strip.said.value
+    assert "Traceback" not in panel.strip.said.value
+    assert panel.prompt.value == "hi"
+    session.open(wb.load(whole))
+    assert asked(panel, "hi").replies
+    session.close_engines()

@@ -143,6 +143,10 @@ class Answer:
     def ended(self) -> bool:
         return self._draft.ended
 
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
     def __iter__(self) -> Iterator[str]:
         return self
 
@@ -224,6 +228,8 @@ class Answering(ABC):
             if self.closed:
                 raise WorkbenchError(self.name, "this engine was closed", do="open it again with workbench.run(...)")
             current = self._current and self._current()
+            if current and current.stopping:
+                current.close()  # which another thread may still be leaving
             if current and not current.ended:
                 raise WorkbenchError(self.name, "it is still answering", do="call stop(), or close the other stream")
             stream = Answer(self._write, messages, chosen)

@@ -105,7 +105,7 @@ class Answerer:
         if side.what == SERVER:
             return _no_address(side)
         if side.what != FILE and self.session.checkpoint is None:
-            return WorkbenchError("model", "none is open", do="open one under Load")
+            return WorkbenchError("model", "none is open", do="open one under Load, or choose a file or a server here")
         if side.what == FILE or side.engine == LLAMA_CPP:
             return self._no_file()
         return None
@@ -165,7 +165,8 @@ class Answerer:
             return side
         if side.engine == LLAMA_CPP or side.what == FILE:
             there = files.place(self.file).stat()  # it may have been written anew
-            return side.engine, self.file, there.st_mtime_ns, there.st_size, side.context, side.kv, side.threads
+            asked = side.context, side.kv, side.threads, side.gpu_layers
+            return side.engine, self.file, there.st_mtime_ns, there.st_size, *asked
         known = (id(session.card), session.errors and session.errors.calibration) if self.chosen.weighed else ()
         return side.engine, side.what, side.kv, id(session.plan) if side.what == PLAN else 0, *known
 
@@ -197,10 +198,10 @@ class Answerer:
             named = {"engine": side.engine if side.url and PRESETS[side.engine].url else ""}
             given = named | {"model": side.model, "key": side.key}
         elif side.engine == LLAMA_CPP:
-            given = {"engine": side.engine, "context": side.context, "kv": side.kv, "threads": side.threads}
+            given = {name: getattr(side, name) for name in ("engine", "context", "kv", "threads", "gpu_layers")}
         else:
             given = {"kv": side.kv}
-        return {name: value for name, value in given.items() if value}
+        return {name: value for name, value in given.items() if value or value == 0}
 
     # --- as code -------------------------------------------------------------------------------
 

@@ -30,8 +30,8 @@ class Chat(Panel):
 
     title = "Chat"
     lead = (
-        "Talk to the model in the format and the engine of your choice. Compare it with another one, and both are "
-        "asked the same."
+        "Talk to the model in the format and the engine of your choice, or to what a server runs. Compare it with "
+        "another one, and both are asked the same."
     )
 
     def build(self) -> list[widgets.Widget]:
@@ -54,8 +54,7 @@ class Chat(Panel):
         self.turns: list[Turn] = []
         self.speeds: list[Speed] = []
         self._model: object = None
-        self.empty = parts.hint("Open a model first.")
-        self.body = parts.box(
+        body = parts.box(
             self.first.widget,
             self.second.widget,
             self.said,
@@ -67,7 +66,7 @@ class Chat(Panel):
             self.copied,
             cls="wb-stack",
         )
-        return [self.empty, self.body]
+        return [body]
 
     # --- asking --------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ class Chat(Panel):
                 engine = yield from answerer.run_steps(anyway=anyway)
                 if session.checkpoint is not model:  # another was opened while this one was built
                     engine.close()
-                    raise WorkbenchError(model.name, "no longer the session's model")
+                    raise WorkbenchError(answerer.label, "another model was opened meanwhile", do="ask again")
                 session.engines = {**session.engines, key: engine}
         return [session.engines[key] for key in keys]
 
@@ -206,7 +205,7 @@ class Chat(Panel):
 
     def _code_of(self, anyway: bool) -> str:
         asked = self.answerers
-        if self.session.checkpoint is None or any(answerer.hindrance for answerer in asked):
+        if any(answerer.hindrance for answerer in asked):
             return ""
         if not self.prompt.value.strip():
             return self.turns[-1].code if self.turns else ""
@@ -225,9 +224,6 @@ class Chat(Panel):
         session = self.session
         if session.checkpoint is not self._model:
             self._model, self.turns, self.speeds = session.checkpoint, [], []
-        opened = session.checkpoint is not None
-        parts.show(self.empty, not opened)
-        parts.show(self.body, opened)
         self.first.show(self.busy)
         self.second.show(self.busy)
         answering = self.busy and session.jobs.status.owner is self

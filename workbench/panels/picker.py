@@ -24,6 +24,8 @@ from workbench.panels.side import FILE, LLAMA_CPP, NOBODY, SERVER, TRANSFORMERS,
 ELSEWHERE = (("a GGUF file ...", FILE), ("a server ...", SERVER))
 NOTHING = ("nothing", NOBODY)
 OWN_TYPE = {LLAMA_CPP: "f16", TRANSFORMERS: ""}  # of keys and values, unless told otherwise; "": as it computes
+ALL_LAYERS = -1  # in the menu, for llama.cpp's own choice
+MOST_LAYERS = 160  # of a model that is not open, in the menu; the largest have about 130
 KEYS = re.compile(r"KEY|TOKEN")  # in the name of an environment variable that may hold one
 
 
@@ -62,6 +64,10 @@ class Picker:
         self.threads = widgets.BoundedIntText(cores(), min=1, max=1024, description="Threads")
         self._sets("context", self.context)
         self._sets("threads", self.threads)
+        self.gpu_layers = widgets.Dropdown(description="Layers on a GPU")
+        self.gpu_layers.observe(
+            lambda change: self._set(gpu_layers=None if change.new == ALL_LAYERS else change.new), "value"
+        )
         for menu in (self.keys, self.values):
             menu.observe(lambda _: self._set(kv=self._kept()), "value")
         self.url = self._sets("url", widgets.Text(description="Address", continuous_update=False))
@@ -70,7 +76,7 @@ class Picker:
         self.ask = parts.button("List models", lambda: ask(self))
         for wide in (self.file, self.url):
             wide.add_class("wb-grow")
-        for short in (self.context, self.keys, self.values, self.threads):
+        for short in (self.context, self.keys, self.values, self.threads, self.gpu_layers):
             short.add_class("wb-short")
         self.said = parts.html_box("wb-grow")
         self.export = parts.button("Export it", lambda: export(Answerer(session, self._now).to_export))
@@ -79,7 +85,7 @@ class Picker:
         self.more.layout.width = "auto"
         self.more.add_class("wb-link")
         self.more.observe(lambda _: self._show_options(self._now), "value")
-        self._of_local = parts.box(self.context, self.threads, self.keys, self.values, cls="wb-row")
+        self._of_local = parts.box(self.context, self.threads, self.gpu_layers, self.keys, self.values, cls="wb-row")
         self._of_server = parts.box(self.url, self.model, self.ask, self.key, cls="wb-row")
         self.widget = parts.box(
             parts.box(self.what, self.engine, self.file, self.more, cls="wb-row"),
@@ -129,19 +135,35 @@ class Picker:
         session, side = self.session, self._now
         answerer = Answerer(session, side)
         asked = side.what != NOBODY
-        parts.choose(self.what, [*([NOTHING] if self.optional else []), *offered(session), *ELSEWHERE], side.what)
+        parts.choose(self.what, [*([NOTHING] if self.optional else []), *self._offered(side), *ELSEWHERE], side.what)
         parts.choose(self.engine, engines_of(side.what) if asked else (), side.engine if asked else None)
         self._show_options(side)
-        hindrance = answerer.hindrance if asked and session.checkpoint is not None else None
+        hindrance = answerer.hindrance if asked else None
         said = tag("div", answerer.meaning, cls="wb-hint") if asked else tag("span")
         parts.fill(self.said, parts.error_markup(hindrance, kind="note") if hindrance else said)
         parts.show(self.said, asked)
         parts.show(self.export, bool(hindrance and answerer.to_export))
         self.export.description = f"Export {answerer.to_export}" if answerer.to_export else "Export it"
         parts.show(self.decode, bool(hindrance and side.engine == LLAMA_CPP))
-        widgets_of_it = (self.more, self.engine, self.file, self.context, self.keys, self.values, self.threads)
-        for widget in (self.what, *widgets_of_it, self.url, self.model, self.key, self.ask, self.export, self.decode):
+        chosen = (self.what, self.more, self.engine, self.file, self.url, self.model, self.key)
+        options = (self.context, self.threads, self.gpu_layers, self.keys, self.values)
+        for widget in (*chosen, *options, self.ask, self.export, self.decode):
             widget.disabled = busy
+
+    def _offered(self, side: Side) -> list[tuple[str, str]]:
+        """What is not elsewhere; without an opened model there is nothing, and what is chosen waits for one."""
+        if self.session.checkpoint is not None:
+            return offered(self.session)
+        return [] if side.what in (FILE, SERVER, NOBODY) else [(f"{side.what}, of an opened model", side.what)]
+
+    def _layers(self, side: Side) -> list[tuple[str, int]]:
+        """The numbers of layers that may lie on a GPU; of another file than the opened one they are not known."""
+        model = self.session.checkpoint
+        known = [info.layer for info in model.tensors.values() if info.layer is not None] if model is not None else []
+        most = 1 + max(known) if known and side.what != FILE else MOST_LAYERS
+        chosen = [side.gpu_layers] if side.gpu_layers is not None and side.gpu_layers > most else []
+        counted = ((str(number), number) for number in (*range(1, most + 1), *chosen))
+        return [("all, if there is one", ALL_LAYERS), ("none", 0), *counted]
 
     def _show_options(self, side: Side) -> None:
         parts.show(self.engine, side.what != NOBODY)
@@ -151,6 +173,8 @@ class Picker:
         parts.show(self._of_local, local and self.more.value)
         parts.show(self.context, side.engine == LLAMA_CPP)
         parts.show(self.threads, side.engine == LLAMA_CPP)
+        parts.show(self.gpu_layers, side.engine == LLAMA_CPP)
+        parts.choose(self.gpu_layers, self._layers(side), ALL_LAYERS if side.gpu_layers is None else side.gpu_layers)
         parts.show(self._of_server, side.what == SERVER)
         self.file.value, self.url.value = side.file, side.url
         longest = self.session.checkpoint.config.get("max_position_embeddings") if self.session.checkpoint else None

@@ -25,7 +25,7 @@ class Side:
         engine: one of `wb.run`'s; of a server, its kind.
         file: for "file", the path of a GGUF.
         kv: the types that keys and values are kept in, in llama.cpp and transformers; None is their own choice.
-        context, threads: for llama.cpp; None is its own choice.
+        context, threads, gpu_layers: for llama.cpp; None is its own choice.
         url, model, key: for a server: its address (empty: where its kind listens), its model (empty: the only
             one), and the name of the environment variable with its key (empty: it wants none).
     """
@@ -36,6 +36,7 @@ class Side:
     context: int | None = None
     kv: tuple[str, str] | None = None
     threads: int | None = None
+    gpu_layers: int | None = None
     url: str = ""
     model: str = ""
     key: str = ""
