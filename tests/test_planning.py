@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests import llama_cpp, tiny
 from workbench import formats
 from workbench.checkpoint import Checkpoint, load
 from workbench.exceptions import WorkbenchError
-from workbench.planning import ATTENTION_AT_Q8, RECIPES, Plan, plan_for
+from workbench.planning import ATTENTION_AT_Q8, RECIPES, Plan, exl2_bits, plan_for
 
 RECORDED = json.loads(llama_cpp.RECORDED.read_text())
 
@@ -154,3 +155,31 @@ def test_a_plan_shows_its_mix(folder: Checkpoint):
     assert shown.startswith("<Plan Q4_K_M: ")
     assert "Q4_K" in shown
     assert "bits per weight" in shown
+
+
+def test_a_plan_as_bits_for_exl2(folder: Checkpoint):
+    plan = plan_for(folder, {info.name: "Q4_K" for info in folder.matrices if info.layer is not None})
+    up, head = "model.layers.0.mlp.up_proj", "lm_head.weight"
+    bits = exl2_bits(plan)
+    assert len(bits) == 9 * 7 + (1 if head in plan.formats else 0)
+    assert bits[up] == 4.5
+    mixed = plan_for(folder, {**plan.formats, f"{up}.weight": "Q8_0", head: "Q6_K"})
+    assert exl2_bits(mixed)[up] == 8  # its codes have 8
+    assert exl2_bits(mixed)["lm_head"] == 6.5625
+
+
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [("BF16", "EXL2 quantizes every matrix of a layer"), ("IQ1_S", r"1.5625 bits(?s:.*)2 to 8 for EXL2")],
+)
+def test_what_exl2_has_not_is_refused_with_the_matrix(folder: Checkpoint, format: str, message: str):
+    plan = plan_for(folder, {info.name: "Q4_K" for info in folder.matrices if info.layer is not None})
+    name = "model.layers.3.mlp.down_proj.weight"
+    with pytest.raises(WorkbenchError, match=rf"{re.escape(name)}: .*{message}"):
+        exl2_bits(plan_for(folder, {**plan.formats, name: format}))
+
+
+def test_the_names_of_a_gguf_become_transformers_for_exl2(tmp_path: Path):
+    model = load(tiny.gguf(tmp_path / "m.gguf", tiny.weights(), "F16"))
+    bits = exl2_bits(plan_for(model, {info.name: "Q4_K" for info in model.matrices if info.layer is not None}))
+    assert "model.layers.1.self_attn.q_proj" in bits

@@ -116,8 +116,12 @@ def test_overrides_become_groups_of_compressed_tensors(source: Checkpoint, tmp_p
     made = wb.quantize(source, "INT4", to=tmp_path / "made", overrides=wanted)
     assert made.matrices == {"INT4": 11, "INT8": 2, "as they were": 2}
     said = json.loads((made.path / "config.json").read_text())["quantization_config"]
-    assert said["config_groups"]["group_0"]["targets"] == [GATE.removesuffix(".weight"), UP.removesuffix(".weight")]
-    assert said["config_groups"]["group_1"]["targets"] == ["Linear"]
+    assert {group["weights"]["num_bits"]: len(group["targets"]) for group in said["config_groups"].values()} == {
+        4: 11,
+        8: 2,
+    }
+    pair = [GATE.removesuffix(".weight"), UP.removesuffix(".weight")]  # by name: in vLLM "Linear" would come before
+    assert pair in [group["targets"] for group in said["config_groups"].values()]
     assert said["ignore"] == ["lm_head", DOWN.removesuffix(".weight")]
     opened = wb.load(made.path)
     assert np.array_equal(opened.read(UP), formats.get("INT8").roundtrip(source.read(UP)))
@@ -142,6 +146,14 @@ def test_bitsandbytes_skips_what_a_plan_leaves(source: Checkpoint, tmp_path: Pat
     loaded = transformers.AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.float32)
     kinds = [type(layer.mlp.down_proj).__name__ for layer in loaded.model.layers]
     assert kinds == ["Linear", "Linear4bit"]
+
+
+def test_fused_layers_are_skipped_by_vllms_name_too_and_never_in_part(source: Checkpoint, tmp_path: Path) -> None:
+    made = wb.quantize(source, "NF4", to=tmp_path / "made", overrides={UP: "BF16", GATE: "BF16"})
+    said = json.loads((made.path / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"]
+    assert "model.layers.0.mlp.gate_up_proj" in said
+    with pytest.raises(wb.WorkbenchError, match="as it is"):
+        wb.quantize(source, "NF4", to=tmp_path / "other", overrides={UP: "BF16"})
 
 
 @pytest.mark.parametrize(
@@ -226,7 +238,7 @@ def test_bytes_that_the_disk_changed_are_found(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoiled(stored: object, parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"weight": parts["codes"] ^ 1, "weight_scale": parts["scale"]}
+        return {"weight": parts["codes"] & 0xFE, "weight_scale": parts["scale"]}
 
     monkeypatch.setattr("workbench.quantizing.parts.Float8.pieces", spoiled)
     with pytest.raises(wb.WorkbenchError, match="reads back differently"):

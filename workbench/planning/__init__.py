@@ -8,6 +8,7 @@ Three names, Q8_0, Q6_K and Q2_K, are both a format and one of llama.cpp's recip
 name means the recipe, as it does in file names; the format itself, from `formats.get`, means just that format.
 """
 
+from workbench.planning.exl2 import exl2_bits
 from workbench.planning.mix import Plan, left_as_is, of_plan, planned, touched
 from workbench.planning.recipes import ATTENTION_AT_Q8, RECIPES, Recipe
 from workbench.planning.spec import Spec, fallbacks, plan_for
@@ -18,6 +19,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Spec",
+    "exl2_bits",
     "fallbacks",
     "left_as_is",
     "of_plan",

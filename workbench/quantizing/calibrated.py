@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ from workbench.planning import Plan
 from workbench.progress import Progress, Steps
 from workbench.quantizing import folder
 from workbench.quantizing.schemes import Calibrated
-from workbench.quantizing.settings import check_fused
+from workbench.quantizing.settings import check_fused, fused_modules, module_of
 
 LIBRARIES = (  # what gptqmodel imports and most environments lack; those they have stand before them
     *(
@@ -56,9 +55,10 @@ LIBRARIES = (  # what gptqmodel imports and most environments lack; those they h
     ),
 )
 ABOUT = 260_000_000  # bytes of them, unpacked
-CONTEXT, MOST_TOKENS = 512, 65_536  # of the texts that are read; more make no better a file
-RESUMED = ("llama", "qwen3_moe")  # architectures that gptqmodel can stop and go on with
+CONTEXT = 512  # tokens of a sequence that is read
+MOST_TOKENS = {"GPTQ": 65_536, "AWQ": 8_192}  # AWQ computes every layer twenty times over, and needs fewer
 BESIDE = 1.5  # times the model in float32: it, one layer's inputs, outputs and second moments
+IMPORTED = 600_000_000  # bytes of torch, transformers and gptqmodel in that process
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ class Run:
                     allowed=f"groups of {fitting}" if fitting else "",
                 )
         ids = chunks_of(model, text, CONTEXT, least=16)
-        return cls(model, asked, ids[: MOST_TOKENS // CONTEXT].tolist(), gptq_dynamic(model, asked, changes))
+        return cls(
+            model, asked, ids[: MOST_TOKENS[asked.method] // CONTEXT].tolist(), gptq_dynamic(model, asked, changes)
+        )
 
     @property
     def nbytes(self) -> int:
@@ -109,7 +111,13 @@ class Run:
     def ask(self, anyway: bool) -> None:
         """Raise DoesNotFit where memory will not do."""
         what = f"{self.asked.method} of {self.model.name}"
-        fit.ask(int(BESIDE * 4 * self.model.params), what, "cpu", instead="a rounding such as INT4", anyway=anyway)
+        fit.ask(
+            IMPORTED + int(BESIDE * 4 * self.model.params),
+            what,
+            "cpu",
+            instead="a rounding such as INT4",
+            anyway=anyway,
+        )
 
     def steps(self, target: Path) -> Steps[None]:
         """Fill the empty folder `target`."""
@@ -119,8 +127,7 @@ class Run:
             source = Path(scratch) / "source"
             source.mkdir()
             yield from folder.write_steps(self.model, {}, folder.laid_out(self.model, {}), None, source)
-            kept = self._kept()
-            job = self._job(libraries, source, target, Path(scratch), kept)
+            job = self._job(libraries, source, target, Path(scratch))
             (Path(scratch) / "job.json").write_text(json.dumps(job), encoding="utf-8")
             said = Path(job["said"])
 
@@ -129,20 +136,23 @@ class Run:
                 return Progress(done, layers_count, " layers", f"{self.asked.method} by gptqmodel")
 
             yield from self._child_steps(Path(scratch) / "job.json", progress)
-            if kept is not None:
-                shutil.rmtree(kept, ignore_errors=True)
-            for file in target.iterdir():  # its own diary, which names folders of this machine
-                if file.suffix in (".log", ".csv"):
-                    file.unlink()
+            self._tidy(target)
 
-    def _kept(self) -> Path | None:
-        """Where finished layers are kept for a run that is stopped, if gptqmodel can go on with such a model."""
-        if self.model.architecture not in RESUMED or self.dynamic:
-            return None
-        key = files.digest(self.model.fingerprint, self.asked.name, self.texts, LIBRARIES[0])
-        return files.cache_dir() / "gptqmodel" / "stopped" / key
+    def _tidy(self, target: Path) -> None:
+        """Take away the library's diary and the paths of this machine, and say to vLLM's AWQ what is left as it is."""
+        for file in target.iterdir():
+            if file.suffix in (".log", ".csv"):
+                file.unlink()
+        left = sorted(re.sub(r"\\(.)", r"\1", key[3:-1]) for key in self.dynamic if key.startswith("-:"))
+        for name in ("config.json", "quantize_config.json"):
+            said = json.loads((target / name).read_text(encoding="utf-8"))
+            settings = said.get("quantization_config", said) if name == "config.json" else said
+            settings.get("meta", {}).pop("offload_to_disk_path", None)
+            if self.asked.method == "AWQ" and left:
+                settings["modules_to_not_convert"] = left
+            (target / name).write_text(json.dumps(said, indent=2), encoding="utf-8")
 
-    def _job(self, libraries: Path, source: Path, target: Path, scratch: Path, kept: Path | None) -> dict[str, Any]:
+    def _job(self, libraries: Path, source: Path, target: Path, scratch: Path) -> dict[str, Any]:
         import torch
 
         return {
@@ -155,7 +165,6 @@ class Run:
             "to": str(target),
             "said": str(scratch / "said"),
             "scratch": str(scratch),
-            "resume": str(kept) if kept else "",
             "texts": self.texts,
             "threads": cores(),
             "device": "cuda:0" if torch.cuda.is_available() else "cpu",
@@ -222,29 +231,37 @@ def gptq_dynamic(
         WorkbenchError: a format that is no number of bits, any with AWQ, or fused matrices that differ.
     """
     formats = changes.formats if isinstance(changes, Plan) else changes
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for name, format in formats.items():
-        info = model.tensors[name]
-        module = re.escape(re.sub(r"\.weight$", "", model.hf_names.get(name, name)))
-        if info.role in ("embed_tokens", "lm_head") and format.family == "float":
-            continue  # they stay as they are anyway
-        if format.family == "float":
-            found[f"-:^{module}$"] = {}
-        elif asked.method == "AWQ":
-            raise WorkbenchError(name, f"{asked.name} has no {format.name} for single matrices", allowed="a float")
-        elif not isinstance(format, Int4 | Int8):
-            raise WorkbenchError(
-                name, f"GPTQ has no {format.name}", allowed="INT4 or INT8, for 4 or 8 bits in their groups; or a float"
-            )
-        else:
-            bits = 4 if isinstance(format, Int4) else 8
-            if info.shape[-1] % format.group:
-                raise WorkbenchError(name, f"groups of {format.group} do not divide its {info.shape[-1]} inputs")
-            if (bits, format.group) != (asked.bits, asked.group):
-                found[f"+:^{module}$"] = {"bits": bits, "group_size": format.group}
+        said = _override(model, asked, name, format)
+        if said is not None:
+            found[name] = said
     if found:
         check_fused(model, _all_of(model, asked, formats))
-    return found
+    modules = {module_of(model, name): said for name, said in found.items()}
+    # vLLM looks for the layers that it has fused by their own names (its get_dynamic_override).
+    modules |= {module: found[names[0]] for module, names in fused_modules(model, found).items()}
+    return {f"{sign}:^{re.escape(module)}$": said for module, (sign, said) in modules.items()}
+
+
+def _override(model: Checkpoint, asked: Calibrated, name: str, format: Format) -> tuple[str, dict[str, int]] | None:
+    """("-", {}) for a matrix that stays as it is, ("+", its settings), or None where it gets what all get."""
+    info = model.tensors[name]
+    if format.family == "float":
+        return None if info.layer is None else ("-", {})  # embedding and head stay as they are anyway
+    if asked.method == "AWQ":
+        raise WorkbenchError(name, f"{asked.name} has no {format.name} for single matrices", allowed="a float")
+    if info.layer is None:
+        raise WorkbenchError(name, "GPTQ folders leave it as it is", allowed="a float", do="leave it out")
+    if not isinstance(format, Int4 | Int8):
+        allowed = "INT4 or INT8, for 4 or 8 bits in their groups; or a float"
+        raise WorkbenchError(name, f"GPTQ has no {format.name}", allowed=allowed)
+    bits = 4 if isinstance(format, Int4) else 8
+    if info.shape[-1] % format.group:
+        raise WorkbenchError(name, f"groups of {format.group} do not divide its {info.shape[-1]} inputs")
+    return (
+        None if (bits, format.group) == (asked.bits, asked.group) else ("+", {"bits": bits, "group_size": format.group})
+    )
 
 
 def _all_of(model: Checkpoint, asked: Calibrated, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -30,8 +30,7 @@ def main() -> None:
         desc_act=False,
         dynamic=job["dynamic"] or None,
         pack_impl="original",  # the others compile C++ at their first use
-        offload_to_disk=bool(job["resume"]),
-        **({"offload_to_disk_path": f"{job['scratch']}/offloaded"} if job["resume"] else {}),
+        offload_to_disk=False,
     )
     model = GPTQModel.load(job["source"], settings, device=job["device"])
 
@@ -42,12 +41,7 @@ def main() -> None:
 
     model.layer_callback = layer_done
     texts = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in job["texts"]]
-    extra = {}
-    if job["resume"]:
-        from gptqmodel.looper.checkpoint_store import CheckpointConfig
-
-        extra["checkpoint"] = CheckpointConfig(path=job["resume"])
-    model.quantize(texts, batch_size=1, calibration_sort=None, **extra)
+    model.quantize(texts, batch_size=1, calibration_sort=None)
     model.save(job["to"])
 
 

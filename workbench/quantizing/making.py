@@ -73,8 +73,7 @@ def quantize(
 
     Embedding and head stay as they are, as those who run such folders want it. What is rounded here is written a run
     of rows at a time (a GGUF's matrices one at a time) under another name, read back and renamed. GPTQ and AWQ hold the
-    model, and run as a process of their own with libraries of their own; stopped, they go on after the last finished
-    layer where gptqmodel can do that (Llama and Qwen3 MoE, without overrides).
+    model, and run as a process of their own with libraries of their own. What is stopped begins anew the next time.
 
     Raises:
         WorkbenchError: an unknown scheme, a text that is missing, a folder that is not empty, a shape or a mix that the

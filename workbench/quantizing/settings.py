@@ -1,18 +1,20 @@
 """`quantization_config`: what config.json says of a folder's weights, so that transformers and vLLM know them.
 
 compressed-tensors (https://github.com/vllm-project/compressed-tensors) has a group for each scheme, with the modules it
-is for; one for all linear layers, the others by name. bitsandbytes has one scheme and a list of what is left.
+is for; with one group alone that is every linear layer, with several each is named: vLLM, asking for the group of
+layers that it has fused, would take the one of "Linear" before it looked for their names. bitsandbytes has one scheme
+and a list of what is left, where vLLM looks for the names of fused layers too (its is_layer_skipped_bnb).
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from typing import Any
 
-from workbench.allocation.groups import fused
+from workbench.allocation.groups import ONE_PRODUCT, fused
 from workbench.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
@@ -24,6 +26,7 @@ LAYOUTS: dict[type[Stored], str] = {
     Words: "pack-quantized",
     HalfBytes: "pack-quantized",
 }
+FUSED = {"qkv": "qkv_proj", "up": "gate_up_proj"}  # vLLM's names
 BY_TOKEN = {"symmetric": True, "strategy": "token", "dynamic": True}  # activations: a scale for each token, as it comes
 
 
@@ -43,10 +46,10 @@ def config(model: Checkpoint, matrices: Mapping[str, Stored]) -> dict[str, Any]:
     left = [info.name for info in model.matrices if info.name not in matrices and info.role != "embed_tokens"]
     if model.tied_head:
         left.append("lm_head.weight")  # which is not in the file, and is a linear layer all the same
-    ignored = sorted({_module(model, name) for name in left})
-    if methods == ["bitsandbytes"]:
-        return _bitsandbytes(matrices, ignored)
+    ignored = sorted({module_of(model, name) for name in left})
     check_fused(model, {name: each.format for name, each in matrices.items()})
+    if methods == ["bitsandbytes"]:
+        return _bitsandbytes(matrices, [*ignored, *fused_modules(model, left)])
     return _compressed(model, matrices, ignored)
 
 
@@ -62,6 +65,16 @@ def check_fused(model: Checkpoint, used: Mapping[str, Format]) -> None:
                 f"vLLM multiplies by {len(names)} matrices at once, which have different formats ({said:.300})",
                 do="give them one format; wb.plan does for formats of vLLM, and together=[patterns] makes it",
             )
+
+
+def fused_modules(model: Checkpoint, names: Collection[str]) -> dict[str, list[str]]:
+    """vLLM's names for the layers it makes of these matrices alone -> the matrices that each is made of."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for info in model.matrices:
+        if info.role in ONE_PRODUCT and ".experts." not in info.name:
+            parent = module_of(model, info.name).rpartition(".")[0]
+            parts[f"{parent}.{FUSED[ONE_PRODUCT[info.role]]}"].append(info.name)
+    return {module: found for module, found in parts.items() if all(name in names for name in found)}
 
 
 def _bitsandbytes(matrices: Mapping[str, Stored], ignored: list[str]) -> dict[str, Any]:
@@ -96,14 +109,12 @@ def _compressed(model: Checkpoint, matrices: Mapping[str, Stored], ignored: list
     by_format: dict[Format, list[str]] = defaultdict(list)
     for name, each in matrices.items():
         by_format[each.format].append(name)
-    most = max(by_format, key=lambda format: len(by_format[format]))
     groups, layouts = {}, set()
-    # Names before the class of all linear layers: the first group that fits a module is its own.
-    ordered = [*(format for format in by_format if format != most), most]
-    for number, format in enumerate(ordered):
+    for number, format in enumerate(by_format):
         example = matrices[by_format[format][0]]
         layouts.add(LAYOUTS[type(example)])
-        targets = ["Linear"] if format == most else sorted(_module(model, name) for name in by_format[format])
+        named = sorted(module_of(model, name) for name in by_format[format])
+        targets = ["Linear"] if len(by_format) == 1 else named
         groups[f"group_{number}"] = {"targets": targets, **_scheme(example)}
     return {
         "quant_method": "compressed-tensors",
@@ -127,7 +138,7 @@ def _scheme(example: Stored) -> dict[str, Any]:
     return {"weights": weights, "input_activations": inputs, "output_activations": None, "format": layout}
 
 
-def _module(model: Checkpoint, name: str) -> str:
+def module_of(model: Checkpoint, name: str) -> str:
     """transformers' name of the module that a tensor is the weight of."""
     return re.sub(r"\.weight$", "", model.hf_names.get(name, name))
 
