@@ -160,15 +160,16 @@ def test_what_was_asked_is_kept_as_long_as_the_engine(reference, server, monkeyp
 # --- OpenAI's older shape, and servers that misbehave ----------------------------------------------
 
 
-def lists(probabilities, tokens=None):
-    """An answer in the shape of vLLM; `tokens` of a prompt: how many the server says it read."""
+def lists(probabilities, tokens=None, text="x"):
+    """An answer in the shape of vLLM; `tokens` of a prompt: how many the server says it read; `text`: its reply."""
 
     def answer(asked):
         prompt = json.loads(asked.body)["prompt"]
         listed = {text: math.log(p) for text, p in probabilities.items()}
-        logprobs = {"text_offset": [0], "token_logprobs": [-1.0], "tokens": ["x"], "top_logprobs": [listed]}
+        first = max(listed, key=listed.get)
+        logprobs = {"tokens": [first], "token_logprobs": [listed[first]], "top_logprobs": [listed]}
         usage = {} if tokens is None else {"usage": {"prompt_tokens": tokens(prompt)}}
-        choice = {"index": 0, "text": "x", "finish_reason": "length", "logprobs": logprobs}
+        choice = {"index": 0, "text": text, "finish_reason": "length", "logprobs": logprobs}
         says({"object": "text_completion", "choices": [choice], **usage})(asked)
 
     return answer
@@ -200,6 +201,25 @@ def test_the_figures_are_those_of_the_list(reference, length):
             assert (followed is None) == math.isnan(each.delta_p)
             assert followed is None or each.delta_p == pytest.approx(followed - p[ids[each.position]], abs=1e-5)
     assert found.followed == sum(int(wb_chunks(reference)[p.chunk][p.position]) in (the, e) for p in found.by_position)
+
+
+def test_vllm_is_asked_for_numbers_which_are_believed_if_its_reply_fits_them(reference, length):
+    the = reference.tokenizer(" the", add_special_tokens=False)["input_ids"][0]
+    numbered = {f"token_id:{the}": 0.5, "token_id:200": 0.25, "token_id:201": 0.125}  # the others are half characters
+    with running(**{COMPLETIONS: lists(numbered, length, " the")}) as server:
+        found = wb.compare(reference, wb.run(server.url, engine="vllm"), TEXT, **ASKED, positions=5)
+        assert json.loads(server.seen[-1].body)["return_tokens_as_token_ids"] is True
+    assert found.covered.value == 0.875
+    assert {each.top_candidate for each in found.by_position} == {" the"}
+    other = vllm(reference, lists(numbered, length, "never"), positions=5)
+    assert other.covered.value == other.same_top.value == 0
+
+
+def test_a_text_put_first_that_several_tokens_have_is_not_taken_for_the_same(reference, length):
+    found = vllm(reference, lists({"\ufffd": 0.5, " the": 0.25}, length), positions=40)
+    assert 0 < found.unsure < 40  # else the reference puts a whole character first
+    assert f"(not told at {found.unsure} positions)" in repr(found)
+    assert found.same_top.value == 0
 
 
 def wb_chunks(reference):
@@ -347,5 +367,6 @@ def test_a_first_space_that_some_tokenizers_drop_is_not_told_apart_by_text():
     assert spelled.told_apart((a, b, Listed("a", math.log(0.125)))) == pytest.approx({(2,): 0.25, (0, 1): 0.625})
     assert spelled.told_apart((replace(a, number=1), b)) == pytest.approx({(1,): 0.5, (2,): 0.25})
     assert spelled.told_apart((replace(b, number=1),)) == {(2,): 0.25}  # a number that has another text: not believed
-    assert spelled.is_one_of(0, a)
-    assert not spelled.is_one_of(0, replace(a, number=1))
+    assert math.isnan(spelled.is_same(0, a))
+    assert spelled.is_same(3, a) == spelled.is_same(0, replace(a, number=1)) == 0
+    assert spelled.is_same(1, replace(a, number=1)) == spelled.is_same(2, b) == 1

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+NUMBERED = re.compile(r"token_id:(\d{1,9})")  # how vLLM writes a token that it was asked to name by its number
 BEYOND = 1e-3  # what rounding may add to probabilities that sum to 1; more is none
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A token of a list: its text, the natural logarithm of its probability, and its number where that is told."""
+    """A token of a list: the natural logarithm of its probability, and its text, its number or both."""
 
-    text: str
+    text: str | None
     log_p: float
     number: int | None = None
 
@@ -41,8 +43,9 @@ def read(answer: str) -> Listing:
     """
     try:
         body = json.loads(answer)
-        said = body["choices"][0].get("logprobs")
-        found = sorted(_tokens(said), key=lambda each: -each.log_p) if said else []
+        choice = body["choices"][0]
+        said = choice.get("logprobs")
+        found = sorted(_tokens(said, choice.get("text")), key=lambda each: -each.log_p) if said else []
     except (RecursionError, OverflowError):
         raise ValueError("numbers or brackets beyond reason") from None
     if sum(math.exp(each.log_p) for each in found) > 1 + BEYOND:
@@ -51,19 +54,27 @@ def read(answer: str) -> Listing:
     return Listing(tuple(found), read if isinstance(read, int) and read > 0 else 0)
 
 
-def _tokens(said: dict[str, Any]) -> Iterator[Listed]:
+def _tokens(said: dict[str, Any], text: object) -> Iterator[Listed]:
     if said.get("content"):
         for entry in said["content"][0].get("top_logprobs") or ():
             number = entry.get("id")
             yield _listed(entry["token"], entry["logprob"], number if isinstance(number, int) else None)
     elif said.get("top_logprobs"):
-        for text, log_p in (said["top_logprobs"][0] or {}).items():
-            yield _listed(text, log_p)
+        listed = said["top_logprobs"][0] or {}
+        first, of_it = (said.get(field) or [None] for field in ("tokens", "token_logprobs"))
+        taken = {first[0]: of_it[0]} if first[0] is not None else {}  # the likeliest: a text of several is listed once
+        for name, log_p in {**listed, **taken}.items():
+            numbered = NUMBERED.fullmatch(name)
+            if numbered:
+                yield _listed(text if name in taken else None, log_p, int(numbered[1]))
+            else:
+                yield _listed(name, log_p)
 
 
 def _listed(text: object, log_p: object, number: int | None = None) -> Listed:
-    if not isinstance(text, str) or isinstance(log_p, bool) or not isinstance(log_p, int | float) or math.isnan(log_p):
+    nameless = text is None and number is not None
+    if not (nameless or isinstance(text, str)) or isinstance(log_p, bool) or not isinstance(log_p, int | float):
         raise TypeError(f"a token {text!r:.40} of {log_p!r:.40}")
-    if log_p > BEYOND:
-        raise ValueError("a probability above 1")
-    return Listed(text, min(float(log_p), 0.0), number)
+    if math.isnan(log_p) or log_p > BEYOND:
+        raise ValueError("a probability that is none")
+    return Listed(str(text) if text is not None else None, min(float(log_p), 0.0), number)

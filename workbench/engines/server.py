@@ -147,9 +147,12 @@ class ServerEngine(Answering):
         if self.closed:
             raise WorkbenchError(self.name, "this engine was closed", do="open it again with workbench.run(...)")
         request = {"model": self.name, "prompt": text, "max_tokens": 1, "temperature": 0}
+        beside = {"extra_body": {self.preset.numbers: True}} if self.preset.numbers else {}
         with self.connection.told(), self.connection.client(LARGEST_LISTING) as client:
             asked = client.completions.with_raw_response
-            return listing.read(asked.create(**request, logprobs=count or self.preset.listed).http_response.text)
+            return listing.read(
+                asked.create(**request, **beside, logprobs=count or self.preset.listed).http_response.text
+            )
 
     def _asking(self, request: dict[str, Any], tokens: int) -> Callable[[Callable[[Report], bool]], None]:
         """The work that hands over the server's reports of a reply."""

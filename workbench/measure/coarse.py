@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,7 +28,8 @@ class Position:
         kl: KL(reference‖candidate) with the tokens told apart that can be, and all others taken as one, nats.
         told_apart: how many tokens that are.
         covered: their probability together in the candidate, 0 to 1.
-        same_top: whether both put the same text first.
+        same_top: 1 or 0, whether both put the same token first; not a number where the server tells its text alone, and
+            several tokens have it.
         delta_p: how much more chance the candidate gave the token that followed, -1 to 1; not a number where it is
             not among those told apart.
         top_reference, top_candidate: the texts put first.
@@ -38,7 +40,7 @@ class Position:
     kl: float
     told_apart: int
     covered: float
-    same_top: bool
+    same_top: float
     delta_p: float
     top_reference: str
     top_candidate: str
@@ -95,7 +97,7 @@ class Coarse:
 
     @cached_property
     def same_top(self) -> Estimate:
-        """The share of positions where both put the same text first."""
+        """The share of positions where both put the same token first, of those where that can be told."""
         return self._mean("same_top")
 
     @cached_property
@@ -111,7 +113,12 @@ class Coarse:
     @property
     def followed(self) -> int:
         """At how many positions the token that followed is told apart."""
-        return int(sum(not np.isnan(each.delta_p) for each in self.by_position))
+        return sum(not math.isnan(each.delta_p) for each in self.by_position)
+
+    @property
+    def unsure(self) -> int:
+        """At how many positions it cannot be told whether the same token is put first."""
+        return sum(math.isnan(each.same_top) for each in self.by_position)
 
     def table(self) -> pd.DataFrame:
         """A row for each figure; columns: figure, value, error (one standard error), unit."""
@@ -126,6 +133,7 @@ class Coarse:
             ("mean Δp where the following token is told apart", delta.value, delta.error, "%"),
             ("positions with the following token told apart", self.followed, nan, ""),
             ("positions", self.positions, nan, ""),
+            ("positions where the token put first is not told", self.unsure, nan, ""),
             ("positions left out: read as other tokens", self.reread, nan, ""),
             ("positions left out: nothing listed", self.untold, nan, ""),
         ]
@@ -160,12 +168,13 @@ class Coarse:
         here, there = self.computed
         reasons = {"are read as other tokens": self.reread, "have no list": self.untold}
         left = "; ".join(f"{count} left out, which {why}" for why, count in reasons.items() if count)
+        unsure = f" (not told at {self.unsure} positions)" if self.unsure else ""
         followed = f"mean Δp {self.mean_delta_p.percent} % at the {self.followed} positions where it is known"
         return [
             f"KL divergence at least {self.kl_at_least} nats per token: of a server's {self.listed} likeliest tokens, "
             "all others taken as one",
-            f"same top token {self.same_top.percent} %; the tokens told apart have {self.covered.percent} % of the "
-            "probability",
+            f"same top token {self.same_top.percent} %{unsure}; the tokens told apart have {self.covered.percent} % of "
+            "the probability",
             f"{followed if self.followed else 'Δp is known nowhere'}",
             f"{self.positions:,} positions, spread over the second halves of chunks of {self.context}"
             f"{f' ({left})' if left else ''}; computed by {here}; the candidate by {there}",

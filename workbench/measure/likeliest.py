@@ -188,10 +188,10 @@ class Task:
             kl=coarse_kl(here, there),
             told_apart=len(apart),
             covered=float(there.sum()),
-            same_top=spelled.is_one_of(top, listed[0]),
+            same_top=spelled.is_same(top, listed[0]),
             delta_p=float(apart[(following,)] - p[following]) if (following,) in apart else math.nan,
             top_reference=spelled.text(top),
-            top_candidate=listed[0].text,
+            top_candidate=spelled.text(listed[0].number) if listed[0].text is None else listed[0].text,
         )
 
     def answer(self) -> Coarse:
@@ -299,22 +299,33 @@ class Spelled:
         ids[""].update(tokenizer.all_special_ids)
         return cls(pieces, {text: frozenset(numbers) for text, numbers in ids.items()})
 
-    def text(self, number: int) -> str:
-        return self.pieces[number] if number < len(self.pieces) else ""
+    def text(self, number: int | None) -> str:
+        return self.pieces[number] if number is not None and number < len(self.pieces) else ""
 
-    def is_one_of(self, number: int, listed: Listed) -> bool:
-        """Whether a token may be the one that is listed: by its number where that is told, else by its text."""
-        ids = self.ids.get(listed.text, frozenset())
-        return number == listed.number if listed.number in ids else number in ids
+    def number(self, listed: Listed) -> int | None:
+        """The number of a listed token, if it is told and nothing speaks against it."""
+        known = listed.text is None or listed.number in self.ids.get(listed.text, ())
+        return listed.number if known else None
+
+    def is_same(self, number: int, listed: Listed) -> float:
+        """1 or 0: whether a token is the listed one; not a number where several have its text."""
+        told = self.number(listed)
+        ids = self.ids.get(listed.text or "", frozenset()) if told is None else {told}
+        return math.nan if len(ids) > 1 and number in ids else float(number in ids)
 
     def told_apart(self, listed: tuple[Listed, ...]) -> dict[tuple[int, ...], float]:
-        """Numbers of tokens -> their probability together, where it is known in full."""
+        """Numbers of tokens -> their probability together, where it is known in full.
+
+        Numbers alone are believed unless one that has a text has another one here.
+        """
         by_text: dict[str, list[Listed]] = defaultdict(list)
         apart: dict[tuple[int, ...], float] = {}
+        other = any(each.number is not None and self.number(each) is None for each in listed)
         for each in listed:
-            if each.number is not None and each.number in self.ids.get(each.text, ()):
-                apart[(each.number,)] = math.exp(each.log_p)
-            else:
+            number = self.number(each)
+            if number is not None and not (each.text is None and other):
+                apart[(number,)] = math.exp(each.log_p)
+            elif each.text is not None:
                 by_text[each.text].append(each)
         for text, same in by_text.items():
             ids = tuple(sorted(self.ids.get(text, ())))
