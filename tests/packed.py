@@ -220,12 +220,13 @@ def folder(path: Path, kind: str, weights: Mapping[str, np.ndarray], **changes: 
     return written(path, tensors(kind, weights) | changes, config)
 
 
-def written(path: Path, found: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Path:
+def written(path: Path, found: Mapping[str, np.ndarray], config: Mapping[str, Any], *, tokenizer: bool = True) -> Path:
     """A folder with these tensors, this config and the tiny tokenizer."""
     from safetensors.numpy import save
 
     path.mkdir(parents=True, exist_ok=True)
-    tiny.write_tokenizer(path)
+    if tokenizer:
+        tiny.write_tokenizer(path)
     (path / "config.json").write_text(json.dumps(config))
     raw = bytearray(save({name: plain(np.ascontiguousarray(array)) for name, array in found.items()}))
     length = int.from_bytes(raw[:8], "little")

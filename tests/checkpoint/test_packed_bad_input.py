@@ -223,6 +223,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "torchao's scales of another shape": ("torchao", cut("_weight_scale", HALF), "_weight_scale.*it is F32"),
     "torchao's scales alone": ("torchao", lose("_weight_qdata"), "its _weight_qdata is missing"),
     "a second scale of another shape": ("ModelOpt", add("weight_scale_2", np.ones(3, np.float32)), "weight_scale_2"),
+    "a kernel's own order": ("GPTQ", say(checkpoint_format="marlin"), "checkpoint_format: it is 'marlin'"),
+    "a kernel's own order of sparse weights": ("compressed", say(format="marlin-24"), "format: it is 'marlin-24'"),
     "a matrix twice": ("GPTQ", add("weight", WEIGHTS[NAME]), "it has weight beside qweight.*a mix of formats"),
     "a matrix in two formats": (
         "GPTQ",

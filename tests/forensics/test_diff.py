@@ -138,7 +138,33 @@ def test_tensors_that_are_missing_strange_or_changed_are_found(original, tmp_pat
     assert set(strange) == {"model.layers.3.mlp.secret_proj.weight", "lm_head.weight"}
     assert "a head of its own" in strange["lm_head.weight"]
     assert set(told(found, "changed")) == {NORM}
-    assert "AWQ" in told(found, "changed")[NORM]
+
+
+def test_scales_that_were_moved_as_awq_moves_them_are_no_loss(original, tmp_path):
+    """Norms divided and matrices multiplied, rows of up and columns of down: the same model, and no larger errors."""
+    random, moved = np.random.default_rng(3), dict(WEIGHTS)
+    for layer in range(8):
+        at = f"model.layers.{layer}"
+        for norm, fed in (("input", ["q", "k", "v"]), ("post_attention", ["gate", "up"])):
+            scale = np.exp(random.normal(0, 0.4, 256)).astype(np.float32)
+            moved[f"{at}.{norm}_layernorm.weight"] = WEIGHTS[f"{at}.{norm}_layernorm.weight"] / scale
+            for role in fed:
+                name = f"{at}.self_attn.{role}_proj.weight" if norm == "input" else f"{at}.mlp.{role}_proj.weight"
+                moved[name] = WEIGHTS[name] * scale
+        between = np.exp(random.normal(0, 0.4, 512)).astype(np.float32)
+        moved[f"{at}.mlp.up_proj.weight"] = moved[f"{at}.mlp.up_proj.weight"] / between[:, None]
+        moved[f"{at}.mlp.down_proj.weight"] = WEIGHTS[f"{at}.mlp.down_proj.weight"] * between
+    config = tiny.llama_config(WEIGHTS) | {"quantization_config": packed.KINDS["AWQ"][1]}
+    folder = packed.written(tmp_path / "made", packed.tensors("AWQ", moved), config)
+    found = wb.diff(original, folder)
+    plain = wb.diff(original, made(tmp_path / "plain", "AWQ")).frame.set_index("tensor").weight_error
+    errors = found.frame.set_index("tensor").weight_error
+    assert errors.max() < 4 * plain.max()  # the scales of this test are chosen without regard to the weights
+    assert {each.kind for each in found.unusual} == {"moved"}
+    assert set(told(found, "moved")) == {
+        f"model.layers.*.{norm}_layernorm.weight" for norm in ("input", "post_attention")
+    }
+    assert wb.compare(original, folder, "A lamp in a window, a dog in the lane. " * 10, context=64).kl.value < 0.3
 
 
 def test_weights_of_another_shape_or_of_something_else_are_found(original, tmp_path):

@@ -200,6 +200,10 @@ class Checkpoint:
 
 def _sound_scale(scale: TensorInfo) -> values.Weights:
     """A scale of FP8, of which no writer makes one that is zero or no number."""
+    if scale.encoding == "U8":  # an exponent alone, of MXFP8
+        return np.ldexp(np.float32(1), values.bytes_at(scale, 0, scale.nbytes).astype(np.int32) - 127).reshape(
+            scale.shape
+        )
     found = values.read(scale)
     zeros, lost = int((found == 0).sum()), int((~np.isfinite(found)).sum())
     if zeros or lost:

@@ -20,7 +20,7 @@ HOW = (
     "The weights of both were decoded to float32 and compared matrix by matrix: weight_error is |W - Q|² / |W|², 0 for "
     "a perfect copy and about 1 when nothing is left. Bits per weight count everything that is stored, scales and zero "
     "points included; the bits of a code do not. “Unusual” is what a reader should look at, not what is wrong: recipes "
-    "leave layers in 16 bits on purpose, and AWQ changes norms."
+    "leave layers in 16 bits on purpose."
 )
 
 

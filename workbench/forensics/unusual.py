@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import figures
-from workbench.checkpoint import Checkpoint
+from workbench.checkpoint import Checkpoint, names
 from workbench.exceptions import WorkbenchError
 from workbench.forensics.inside import Inside
 from workbench.forensics.scheme import scheme_of
@@ -32,7 +32,8 @@ class Finding:
 
     Attributes:
         tensor: by the original's name, or the quantized one's where the original has it not.
-        kind: "unquantized", "scheme", "zeros", "scales", "error", "missing", "stranger", "shape", "changed", "broken".
+        kind: "unquantized", "scheme", "zeros", "scales", "error", "missing", "stranger", "shape", "changed", "moved",
+            "broken".
         what: a sentence without its subject.
     """
 
@@ -100,9 +101,17 @@ def in_other_tensors(model: Checkpoint, other: Published) -> Iterator[Finding]:
         said = "a head of its own, and the original's is the embedding" if tied else f"no tensor of {model.name}"
         where = f"{scheme_of(other.other, info).name} {list(info.shape)}"
         yield Finding(info.name, "stranger", f"it is {said} ({where})")
+    moved = other.moved.norms if other.moved is not None else []
+    for kind, count in Counter(names.starred(name) for name in moved).items():
+        yield Finding(
+            kind,
+            "moved",
+            f"in {count} layers its scales were moved into the matrices after it, as AWQ and SmoothQuant do: the model "
+            "is the same, and errors are measured without that",
+        )
     matrices = {info.name for info in model.matrices}
     for name, twin in other.twins.items():
-        if name not in matrices and model.tensors[name].params <= LARGEST:
+        if name not in matrices and name not in moved and model.tensors[name].params <= LARGEST:
             yield from _changed(model, name, other.other, twin.info.name)
 
 
@@ -117,10 +126,4 @@ def _changed(model: Checkpoint, name: str, other: Checkpoint, theirs: str) -> It
     with np.errstate(all="ignore"):
         lost = float(np.square(before - after, dtype=np.float64).sum() / max(np.square(before).sum(), 1e-30))
     if lost > SAME or not np.isfinite(lost):
-        said = f"it is not the original's: relative squared difference {lost:.2g}"
-        if "norm" in name:
-            said += (
-                "; AWQ and SmoothQuant move scales between a norm and the matrices after it, whose errors here then "
-                "count that as loss"
-            )
-        yield Finding(name, "changed", said)
+        yield Finding(name, "changed", f"it is not the original's: relative squared difference {lost:.2g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -13,6 +14,7 @@ from workbench.checkpoint import Checkpoint, TensorInfo
 from workbench.engines.places import order_of
 from workbench.exceptions import WorkbenchError
 from workbench.formats.base import Weights
+from workbench.measure.moved import Moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Published:
         names: the model's tensor -> the name of the other's, for all that both have.
         twins: the same for those that can be held against each other.
         unlike: the model's tensor -> why the other's cannot be held against it; those that it has not are not here.
+        moved: scales that went from one tensor into another, which `read` undoes; None: nothing was looked for.
     """
 
     other: Checkpoint
@@ -43,6 +46,7 @@ class Published:
     names: Mapping[str, str]
     twins: Mapping[str, Twin]
     unlike: Mapping[str, str] = field(default_factory=dict)
+    moved: Moved | None = None
 
     importance: ClassVar[str] = "unused"
     row_multiple: ClassVar[int] = 1
@@ -71,11 +75,14 @@ class Published:
                 f"none of its matrices ({some}, ...) is one of {model.name}'s",
                 do="hold a checkpoint against the model that it was made from",
             )
-        return cls(other, _unlike(other.name, taken), names, twins, unlike)
+        moved = Moved.between(model, other, {name: names[name] for name in twins})
+        return cls(other, _unlike(other.name, taken), names, twins, unlike, moved)
 
     def read(self, tensor: str, rows: slice | None = None) -> Weights:
-        """The other's weights for `rows` of the model's `tensor`, in the model's order."""
+        """The other's weights for `rows` of the model's `tensor`, in the model's order, without what was moved."""
         twin = self.twins[tensor]
+        if self.moved is not None and self.moved.involved(tensor):
+            return self.moved.factors(tensor).undo(self.other.read(twin.info.name, rows), rows)
         if twin.order is None:
             return self.other.read(twin.info.name, rows)
         wanted = twin.order[rows or slice(None)]
@@ -93,7 +100,13 @@ class Published:
         """A name for what `read` gives."""
         twin = self.twins[tensor]
         order = b"" if twin.order is None else twin.order.tobytes()
-        return files.digest(self.other.digest(twin.info.name), order)
+        found = files.digest(self.other.digest(twin.info.name), order)
+        involved = self.moved.involved(tensor) if self.moved is not None else ()
+        if self.moved is None or not involved:
+            return found
+        code = files.code_version(sys.modules[type(self.moved).__module__])
+        both = [checkpoint.digest(name) for checkpoint in (self.moved.model, self.other) for name in involved]
+        return files.digest(found, code, both)
 
     def __str__(self) -> str:
         return self.name

@@ -123,6 +123,43 @@ def nvfp4() -> dict[str, torch.Tensor]:
     return {**made, "expected": codes * (scales / over).repeat_interleave(16, 1)}  # its own is in bfloat16
 
 
+def plain(kind: str, **how) -> dict[str, torch.Tensor]:
+    """A code for each weight, unpacked: FP8 and INT8 in each strategy, and MXFP8."""
+    from compressed_tensors.compressors.mxfp8.base import MXFP8QuantizationCompressor
+    from compressed_tensors.compressors.naive_quantized.base import NaiveQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    symmetric, size = how.get("symmetric", True), how.get("group_size", IN)
+    args = QuantizationArgs(num_bits=8, type=kind, **how)
+    tiles = {"tensor": (OUT, IN), "channel": (1, IN), "group": (1, size), "block": how.get("block_structure")}
+    rows, cols = tiles[how["strategy"]]
+    parts = weights().view(OUT // rows, rows, IN // cols, cols)
+    most, zeros = (448 if kind == "float" else 127), None
+    scales = parts.abs().amax((1, 3)) / most
+    if not symmetric:
+        low, high = parts.amin((1, 3)).clamp(max=0), parts.amax((1, 3)).clamp(min=0)
+        scales = (high - low) / 255
+        zeros = torch.round(-128 - low / scales).clamp(-128, 127).to(torch.int8)
+    made = MXFP8QuantizationCompressor if how.get("scale_dtype") else NaiveQuantizationCompressor
+    if how.get("scale_dtype"):
+        scales = 2.0 ** torch.ceil(torch.log2(scales))
+    scales = scales.reshape(1) if how["strategy"] == "tensor" else scales
+    state = {"weight": weights(), "weight_scale": scales, "weight_zero_point": zeros}
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    found = made.compress({name: value for name, value in state.items() if value is not None}, scheme)
+    return {**found, "expected": made.decompress(found, scheme)["weight"].float()}
+
+
+def finegrained(scale_fmt: str) -> dict[str, torch.Tensor]:
+    """FP8 in tiles, by transformers."""
+    from transformers.integrations.finegrained_fp8 import Fp8Quantize, _dequantize_fp8_weight
+
+    config = SimpleNamespace(weight_block_size=[16, 32], scale_fmt=scale_fmt)
+    made = Fp8Quantize(SimpleNamespace(quantization_config=config)).convert({"weight": weights()})
+    expected = _dequantize_fp8_weight(made["weight"], made["weight_scale_inv"], [16, 32], torch.float32)
+    return {**made, "expected": expected}
+
+
 def hqq(bits: int, axis: int) -> dict[str, torch.Tensor]:
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, Quantizer
 
@@ -162,6 +199,15 @@ MADE = {
     "compressed-4bit-asymmetric": lambda: compressed(4, False, 16),
     "compressed-8bit-by-row": lambda: compressed(8, True, None),
     "nvfp4": nvfp4,
+    "plain-fp8-tensor": lambda: plain("float", strategy="tensor"),
+    "plain-fp8-channel": lambda: plain("float", strategy="channel"),
+    "plain-fp8-group": lambda: plain("float", strategy="group", group_size=16),
+    "plain-fp8-block": lambda: plain("float", strategy="block", block_structure=[16, 32]),
+    "plain-mxfp8": lambda: plain("float", strategy="group", group_size=32, scale_dtype=torch.uint8),
+    "plain-int8-channel": lambda: plain("int", strategy="channel"),
+    "plain-int8-group-asymmetric": lambda: plain("int", strategy="group", group_size=16, symmetric=False),
+    "fp8-tiles": lambda: finegrained("float"),
+    "fp8-tiles-of-powers": lambda: finegrained("ue8m0"),
     **{f"hqq-{bits}bit": lambda bits=bits: hqq(bits, 1) for bits in (1, 2, 3, 4, 8)},
     "hqq-4bit-by-output": lambda: hqq(4, 0),
     "hqq-3bit-by-output": lambda: hqq(3, 0),

@@ -14,6 +14,7 @@ from workbench.exceptions import WorkbenchError
 # Files that older writers put beside config.json -> the method that they belong to
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 OLD_NAMES = {"w_bit": "bits", "q_group_size": "group_size"}
+UNREAD = ("marlin", "bitblas")  # layouts that are made anew from others, for one kernel
 MOST_PATTERNS = 2000
 LONGEST_PATTERN = 1000  # characters
 PATIENCE = 1.0  # seconds for all patterns and modules: a stranger's pattern may take for ever
@@ -58,6 +59,10 @@ class Settings:
         if found.method == "auto-round" and packing.startswith("auto_round:auto_"):
             found.method = packing.removeprefix("auto_round:auto_")
         found._check_numbers()
+        for name in ("format", "checkpoint_format"):
+            if any(kind in str(found.said.get(name)).lower() for kind in UNREAD):
+                said = f"it is {str(found.said[name])[:40]!r}: weights in the order of one kernel, which is not read"
+                raise found.wrong(name, said, "the layout that the model was published in before")
         return found
 
     def _with(self, place: Path, older: Mapping[str, Any], method: str) -> Settings:
