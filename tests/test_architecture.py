@@ -44,6 +44,7 @@ OPTIONAL = {
     "openai",
     "math_verify",
     "lm_eval",
+    "exllamav2",
     "jupyterlab",
     "nbconvert",
     "nbclient",

@@ -39,6 +39,7 @@ __all__ = [
 ENGINES = {
     "transformers": "Hugging Face transformers, on the CPU or a GPU",
     "llama.cpp": "llama.cpp, in this process: GGUF files as it really computes them",
+    "exllamav2": "ExLlamaV2, in this process: EXL2 and GPTQ folders, on an NVIDIA GPU",
     **{name: f"{preset.title} over HTTP, as it runs already" for name, preset in PRESETS.items()},
 }
 
@@ -85,11 +86,12 @@ def run(
         device: "cpu", "cuda", ...; by default the first GPU, else the CPU.
         importance: tensor name -> mean square of each input channel, float32 [in], for
             formats that use it; a plan made from a card brings its own.
-        context: for llama.cpp, tokens of prompt and reply together; by default 4096, or what the
+        context: for llama.cpp and ExLlamaV2, tokens of prompt and reply together; by default 4096, or what the
             model was made for if that is less.
         kv: what keys and values are kept in: a type of llama.cpp's for both or a pair, such as "q8_0" or
             ("q8_0", "q4_0"). By default "f16" in llama.cpp; in transformers what it computes in: there
-            they are rounded to the type, which shows its quality and not its memory.
+            they are rounded to the type, which shows its quality and not its memory. For ExLlamaV2 "f16", "q8",
+            "q6" or "q4", its own.
         threads: for llama.cpp; by default as many as this process may use.
         gpu_layers: for llama.cpp, how many layers a GPU holds; by default all, where there is one.
         model: for a server, the name of its model; not needed where it has one.
@@ -153,7 +155,7 @@ def run_steps(
     server_own: dict[str, Any] = {"model": model, "key": key, "silence": silence}
     if isinstance(source, str) and is_server(source):
         _refuse_options("a server", {"format": format, "kv": kv} | transformers_own | llama_own)
-        if engine in ("transformers", "llama.cpp"):
+        if engine in ("transformers", "llama.cpp", "exllamav2"):
             raise WorkbenchError("engine", f"{engine!r} runs no server", allowed=", ".join(PRESETS))
         from workbench.engines import server
 
@@ -174,6 +176,13 @@ def run_steps(
 
         checkpoint = source if isinstance(source, Checkpoint) else (yield from load_steps(source))
         return (yield from llamacpp.open_steps(checkpoint, **llama_own, kv=kv, anyway=anyway))
+    if engine == "exllamav2":
+        few = {name: value for name, value in llama_own.items() if name != "context"}
+        _refuse_options("exllamav2", {"format": format} | transformers_own | few | server_own)
+        from workbench.engines import exllamav2
+
+        checkpoint = source if isinstance(source, Checkpoint) else (yield from load_steps(source))
+        return (yield from exllamav2.open_steps(checkpoint, context=context, kv=kv, anyway=anyway))
     _refuse_options("transformers", llama_own | server_own)
     from workbench.engines import transformers
 

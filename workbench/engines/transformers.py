@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,12 @@ import numpy as np
 from workbench import fit, formats
 from workbench.checkpoint import Checkpoint
 from workbench.engines import build, room
-from workbench.engines.answering import Answering, Draft, check_known
-from workbench.engines.base import Can, Settings
-from workbench.engines.generate import Decoding, Detokenizer, Until, chooser, stoppable
+from workbench.engines.answering import Draft, check_known
+from workbench.engines.base import Can
+from workbench.engines.generate import Decoding, stoppable
 from workbench.engines.keeping import Kept, cache_of, kept_as
-from workbench.engines.template import Prompt, prompt_of
-from workbench.exceptions import WorkbenchError, need
+from workbench.engines.tokenwise import TokenByToken, ends_of
+from workbench.exceptions import need
 from workbench.formats import Format
 from workbench.formats.bitsandbytes import library
 from workbench.planning import Plan, plan_for
@@ -91,7 +90,7 @@ def open_steps(
     )
 
 
-class TransformersEngine(Answering):
+class TransformersEngine(TokenByToken):
     """A transformers model that answers; see `engines.base.Engine`. Made by `workbench.run`.
 
     Attributes:
@@ -120,14 +119,13 @@ class TransformersEngine(Answering):
         native: str = "",
         kept: Kept = None,
     ) -> None:
-        super().__init__(name, what, memory_before, memory_held(model.device))
-        self.checkpoint, self.model, self.tokenizer = checkpoint, model, tokenizer
+        ends = ends_of(checkpoint, model.config, tokenizer)
+        super().__init__(name, what, memory_before, memory_held(model.device), checkpoint, tokenizer, ends)
+        self.model = model
         self.dtype, self.plan, self.importance, self.native = dtype or model.dtype, plan, importance, native
         self.kept = kept
         self.device = model.device
         self.context = _context(model.config)
-        self._template = checkpoint.chat_template
-        self.ends = _ends(checkpoint, model.config, tokenizer)
         self.needs, self.anyway = needs, anyway
 
     @property
@@ -139,82 +137,30 @@ class TransformersEngine(Answering):
         fit.guard.free()
 
     def _scores(self, ids: np.ndarray) -> np.ndarray:
-        check_known(ids, self.model.get_input_embeddings().num_embeddings, self.name)
+        check_known(ids, self.known, self.name)
         torch = need("torch")
         with torch.inference_mode():
             text = torch.from_numpy(ids)[None].to(self.device)
             return self.model(input_ids=text, **cache_of(self.model, self.kept)).logits[0].float().cpu().numpy()
 
-    def prompt(self, messages: list[dict[str, str]]) -> tuple[Prompt, list[int]]:
-        """The conversation as the model reads it, text and token ids.
+    @property
+    def known(self) -> int:
+        return int(self.model.get_input_embeddings().num_embeddings)
 
-        Raises:
-            WorkbenchError: the chat template fails, or the prompt leaves no room in the context.
-        """
-        special = {name: token for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
-        prompt = prompt_of(self._template, messages, model=self.name, tokens=special)
-        ids = self.tokenizer(prompt.text, add_special_tokens=not prompt.templated)["input_ids"]
-        known = self.model.get_input_embeddings().num_embeddings
-        if not ids or max(ids) >= known:
-            found = "it is empty" if not ids else f"its tokenizer makes the token {max(ids)}, and it knows {known}"
-            raise WorkbenchError(
-                self.name, f"the prompt cannot be read: {found}", do="check that the tokenizer is the model's own"
-            )
-        if self.context is not None and len(ids) >= self.context:
-            raise WorkbenchError(
-                self.name,
-                f"the prompt has {len(ids):,} tokens, and the model's context is {self.context:,}",
-                allowed=f"up to {self.context - 1:,} tokens",
-                do="shorten the prompt, or leave out the oldest messages",
-            )
-        return prompt, ids
-
-    def _write(
-        self, messages: list[dict[str, str]], settings: Settings, draft: Draft, stop: threading.Event
-    ) -> Iterator[str]:
-        began = time.perf_counter()
-        prompt, ids = self.prompt(messages)
-        draft.note, draft.prompt_tokens = prompt.note, len(ids)
+    @contextlib.contextmanager
+    def _guarded(self, ids: list[int], draft: Draft) -> Iterator[None]:
         room.ask_for_prompt(self.needs, len(ids), self.device, anyway=self.anyway)
 
         def needs() -> fit.Memory | None:
             return self.needs and self.needs.at(context=len(ids) + len(draft.ids))
 
         with fit.guarded(needs, f"a reply of {self.name}", str(self.device)):
-            yield from self._tokens(ids, settings, draft, stop, began)
+            yield
 
-    def _tokens(
-        self, ids: list[int], settings: Settings, draft: Draft, stop: threading.Event, began: float
-    ) -> Iterator[str]:
-        most = settings.max_tokens if self.context is None else min(settings.max_tokens, self.context - len(ids))
-        decoding, choose = Decoding(self.model, ids, cache_of(self.model, self.kept)), chooser(settings)
-        detokenizer, until = Detokenizer(self.tokenizer), Until(settings.stop)
-        reading = time.perf_counter()
+    @contextlib.contextmanager
+    def _decoding(self, ids: list[int], stop: threading.Event) -> Iterator[Decoding]:
         with stoppable(self.model, stop):
-            while len(draft.ids) < most:
-                token = choose(decoding.logits())
-                now = time.perf_counter()
-                if not draft.seconds:
-                    draft.prompt_per_second = len(ids) / (now - reading)
-                draft.seconds.append(now - began)
-                if token in self.ends:
-                    draft.finish = "stop"
-                    break
-                decoding.append(token)
-                draft.ids.append(token)
-                draft.tokens.append(detokenizer.add(token))
-                if text := until.add(draft.tokens[-1]):
-                    yield text
-                if until.found:
-                    draft.finish = "stop"
-                    return
-                began = time.perf_counter()  # the time in which the reader holds a piece is not the model's
-            else:
-                draft.finish = "length"
-        if rest := detokenizer.rest():
-            draft.tokens[-1] += rest
-        if text := until.add(rest) + until.rest():
-            yield text
+            yield Decoding(self.model, ids, cache_of(self.model, self.kept))
 
 
 # --- which weights ------------------------------------------------------------------------------
@@ -284,23 +230,3 @@ def _context(config: Any) -> int | None:
     text = config.get_text_config()
     sizes = (getattr(text, name, None) for name in CONTEXT_NAMES)
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
-
-
-def _ends(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a reply: an instruct model often has more than its tokenizer names."""
-    said: list[Any] = [getattr(config.get_text_config(), "eos_token_id", None)]
-    if checkpoint.kind == "gguf":  # of its tokenizer, some versions of transformers make the end the beginning
-        said += [checkpoint.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
-    else:
-        said += [tokenizer.eos_token_id, _generation_config(checkpoint).get("eos_token_id")]
-    listed = [one for value in said for one in (value if isinstance(value, list) else [value])]
-    return frozenset(one for one in listed if isinstance(one, int))
-
-
-def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    file = checkpoint.hf_folder() / "generation_config.json"
-    try:
-        said = json.loads(file.read_bytes()) if file.stat().st_size < 1 << 20 else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

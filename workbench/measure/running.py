@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import files, fit
 from workbench.checkpoint import Checkpoint
-from workbench.engines import llama_c, llamacpp, options, scoring
+from workbench.engines import exllamav2, llama_c, llamacpp, options, scoring
 from workbench.engines.base import Engine
+from workbench.engines.exllamav2 import ExLlamaV2Engine
 from workbench.engines.scoring import Scorer
 from workbench.engines.transformers import TransformersEngine
 from workbench.exceptions import WorkbenchError, need
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def running(engine: Engine) -> LlamaCpp | Held:
+def running(engine: Engine) -> LlamaCpp | Held | Exllama:
     """An engine as a side of a comparison.
 
     Raises:
@@ -34,11 +35,13 @@ def running(engine: Engine) -> LlamaCpp | Held:
         return LlamaCpp(engine)
     if isinstance(engine, TransformersEngine):
         return Held(engine)
+    if isinstance(engine, ExLlamaV2Engine):
+        return Exllama(engine)
     raise WorkbenchError(
         engine.name,
         "it gives text, at most with the likeliest tokens; a KL divergence needs the scores of the whole vocabulary",
-        allowed='engines whose `can.logits` is true, "transformers" and "llama.cpp"; as the candidate also '
-        "a server that lists its likeliest tokens",
+        allowed='engines whose `can.logits` is true, "transformers", "llama.cpp" and "exllamav2"; as the candidate '
+        "also a server that lists its likeliest tokens",
         do='compare the file that the server runs: wb.run("model.gguf", engine="llama.cpp"); '
         "or two engines by their words: wb.side_by_side(a, b, prompt)",
     )
@@ -126,3 +129,67 @@ class Scored:
 
     def close(self) -> None:
         self.scorer.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Exllama:
+    """A folder as ExLlamaV2 computes it, in the engine that holds it."""
+
+    engine: ExLlamaV2Engine
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.engine.checkpoint
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine.name} in ExLlamaV2"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.checkpoint.fingerprint
+
+    @property
+    def how(self) -> tuple[object, ...]:
+        return "exllamav2", self.engine.kept, self.versions, files.code_version(sys.modules[__name__], exllamav2)
+
+    @property
+    def computed(self) -> str:
+        return f"ExLlamaV2 on {self.engine.where}, keys and values in {self.engine.kept}"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"exllamav2": getattr(need("exllamav2"), "__version__", "")}
+
+    @property
+    def device(self) -> Any:
+        return need("torch").device("cpu")
+
+    @property
+    def nbytes(self) -> int:
+        return 0  # it is there already
+
+    def check(self) -> None:
+        pass
+
+    def open_steps(self, context: int, tick: Callable[[], None], *, streamed: bool) -> Steps[Predictor]:
+        yield Progress(0, 0, "", f"reading with {self.name}")
+        return Asked(self.engine, tick)
+
+
+class Asked:
+    """Predictions of an engine that gives the scores of a whole text at once; see `forward.Predictor`."""
+
+    def __init__(self, engine: ExLlamaV2Engine, tick: Callable[[], None]) -> None:
+        self.engine, self.tick = engine, tick
+
+    def read(self, ids: torch.Tensor, scored: slice) -> list[Rows]:
+        return [self._rows_of(text, scored) for text in ids]
+
+    def _rows_of(self, text: torch.Tensor, scored: slice) -> Rows:
+        self.tick()
+        scores = need("torch").from_numpy(self.engine.logits(text[: scored.stop].tolist())[scored])
+        return lambda run: scores[run]
+
+    def close(self) -> None:
+        pass

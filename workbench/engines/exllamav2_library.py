@@ -1,0 +1,86 @@
+"""Whether ExLlamaV2 can run here, said before it is imported: its import alone compiles CUDA code for minutes."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from types import ModuleType
+from typing import Any
+
+from workbench.checkpoint import Checkpoint
+from workbench.exceptions import WorkbenchError, need
+
+READS = ("exl2", "gptq")  # ways of quantizing that it decodes; and plain float16
+COMPILED = "exllamav2_ext"  # its extension, where a wheel brings it ready built
+
+
+def missing() -> list[str]:
+    """What this machine lacks, each as a few words; nothing heavier than PyTorch is imported, and that last."""
+    found = [] if importlib.util.find_spec("exllamav2") else ["the library itself, of the extra `exllamav2`"]
+    if importlib.util.find_spec("torch") is None:
+        return [*found, "PyTorch built for CUDA, of the extra `transformers`"]
+    torch = need("torch")
+    if not torch.version.cuda:
+        found.append("a PyTorch that was built for CUDA")
+    if not torch.cuda.is_available():
+        found.append("an NVIDIA GPU that PyTorch can use")
+    if importlib.util.find_spec(COMPILED) is None:
+        found += [f"{what} to compile its kernels" for what, program in TOOLS.items() if not _there(torch, program)]
+    return found
+
+
+TOOLS = {"the CUDA toolkit (nvcc)": "nvcc", "a C++ compiler": "c++", "ninja": "ninja"}
+
+
+def check_here() -> None:
+    """Raise WorkbenchError, naming all that is missing, where ExLlamaV2 cannot run."""
+    lacking = missing()
+    if lacking:
+        raise WorkbenchError(
+            "ExLlamaV2",
+            "it cannot run here; missing: " + "; ".join(lacking),
+            allowed="Linux or Windows with an NVIDIA GPU",
+            do='run the model on such a machine, or here by decoded weights: wb.run(model), engine="transformers"',
+        )
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """Raise WorkbenchError for a model that ExLlamaV2 does not read."""
+    if checkpoint.kind != "safetensors":
+        raise WorkbenchError(
+            checkpoint.name, "ExLlamaV2 reads folders of safetensors, and this is a GGUF", do='engine="llama.cpp"'
+        )
+    settings = checkpoint.config.get("quantization_config")
+    method = str(settings.get("quant_method", "")).lower() if isinstance(settings, dict) else ""
+    if method and method not in READS:
+        raise WorkbenchError(
+            checkpoint.name,
+            f"ExLlamaV2 does not read {method[:40]!r}",
+            allowed="EXL2, GPTQ in 4 bits, or plain 16-bit weights",
+            do='engine="transformers" runs it by decoded weights',
+        )
+
+
+def library() -> ModuleType:
+    """exllamav2, checked and imported: the first time, its kernels are compiled.
+
+    Raises:
+        WorkbenchError: something is missing, or the compilation failed; its last words are passed on.
+    """
+    check_here()
+    try:
+        return need("exllamav2")
+    except (RuntimeError, OSError, ImportError) as reason:
+        raise WorkbenchError(
+            "ExLlamaV2",
+            f"its kernels could not be compiled: {str(reason).strip()[-500:]}",
+            do="see that the CUDA toolkit has the version that PyTorch was built with (torch.version.cuda)",
+        ) from reason
+
+
+def _there(torch: Any, program: str) -> bool:
+    if program == "nvcc" and importlib.util.find_spec("torch.utils.cpp_extension") is not None:
+        from torch.utils.cpp_extension import CUDA_HOME
+
+        return bool(CUDA_HOME) or shutil.which(program) is not None
+    return any(shutil.which(each) for each in ((program, "g++", "cl") if program == "c++" else (program,)))
