@@ -14,6 +14,7 @@ EXTRAS = {
     "xllamacpp": "llama.cpp",
     "openai": "server",
     "sentencepiece": "gguf",
+    "fastparquet": "exllamav2",
     "math_verify": "maths",
     "lm_eval": "lm-eval",
     "jupyterlab": "notebook",

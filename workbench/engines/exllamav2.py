@@ -59,8 +59,8 @@ def open_steps(
 
 def cache_name(kv: str | tuple[str, str] | None) -> str:
     """One of `CACHES`; ExLlamaV2 has one type for keys and values together."""
-    names = {kv} if isinstance(kv, str) else set(kv or ("f16",))
-    name = next(iter(names)) if len(names) == 1 else None
+    pair = ("f16",) if kv is None else (kv,) if isinstance(kv, str) else kv
+    name = pair[0] if isinstance(pair, tuple) and len(set(pair)) == 1 else None
     if name not in CACHES:
         raise WorkbenchError("kv", f"it is {kv!r:.40}", allowed=", ".join(CACHES) + ", for keys and values together")
     return str(name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from workbench.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError, need
@@ -25,11 +26,11 @@ def missing() -> list[str]:
     if not torch.cuda.is_available():
         found.append("an NVIDIA GPU that PyTorch can use")
     if importlib.util.find_spec(COMPILED) is None:
-        found += [f"{what} to compile its kernels" for what, program in TOOLS.items() if not _there(torch, program)]
+        found += [f"{what} to compile its kernels" for what, programs in TOOLS.items() if not _there(programs)]
     return found
 
 
-TOOLS = {"the CUDA toolkit (nvcc)": "nvcc", "a C++ compiler": "c++", "ninja": "ninja"}
+TOOLS = {"the CUDA toolkit (nvcc)": ("nvcc",), "a C++ compiler": ("c++", "g++", "cl"), "ninja": ("ninja",)}
 
 
 def check_here() -> None:
@@ -78,9 +79,9 @@ def library() -> ModuleType:
         ) from reason
 
 
-def _there(torch: Any, program: str) -> bool:
-    if program == "nvcc" and importlib.util.find_spec("torch.utils.cpp_extension") is not None:
-        from torch.utils.cpp_extension import CUDA_HOME
-
-        return bool(CUDA_HOME) or shutil.which(program) is not None
-    return any(shutil.which(each) for each in ((program, "g++", "cl") if program == "c++" else (program,)))
+def _there(programs: tuple[str, ...]) -> bool:
+    """Whether one of these programs is on the path, or a CUDA toolkit where PyTorch looks for one."""
+    kits = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    if "nvcc" in programs and any(kit and Path(kit).is_dir() for kit in kits):
+        return True
+    return any(shutil.which(each) for each in programs)

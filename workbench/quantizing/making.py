@@ -14,7 +14,8 @@ from workbench.formats import Format
 from workbench.measure.text import Text
 from workbench.planning import Plan, plan_for
 from workbench.progress import Steps, drain
-from workbench.quantizing import calibrated, folder, settings
+from workbench.quantizing import calibrated, exl2, folder, settings
+from workbench.quantizing.exl2 import Exl2
 from workbench.quantizing.parts import Stored, stored
 from workbench.quantizing.schemes import Calibrated, scheme_of
 from workbench.writing.checks import check_room
@@ -64,8 +65,9 @@ def quantize(
     Args:
         model: a model or what `wb.load` takes; or a plan, which brings its model and says everything.
         scheme: "FP8", "W8A8", "INT8" or "INT4" (in groups of 64; "-g32", "-g128"), written as compressed-tensors;
-            "NF4", "FP4" or "LLM.int8", as bitsandbytes; "GPTQ-4bit-g128", "AWQ-4bit-g128", by gptqmodel.
-        text: what GPTQ and AWQ adjust themselves to; the others read none.
+            "NF4", "FP4" or "LLM.int8", as bitsandbytes; "GPTQ-4bit-g128", "AWQ-4bit-g128", by gptqmodel;
+            "EXL2-4.0bpw", mean bits, by ExLlamaV2 on an NVIDIA GPU.
+        text: what GPTQ and AWQ adjust themselves to, and EXL2 measures on; the others read none.
         to: the new folder; it must not be there, or be empty.
         overrides: other formats for some matrices: a plan, or tensor name -> format; a float leaves a matrix as it is.
             For GPTQ the formats say the bits and groups: "INT8-g128" is 8 bits in groups of 128.
@@ -106,6 +108,8 @@ def quantize_steps(
     changes = _changes(opened, overrides)
     if isinstance(asked, Calibrated):
         return (yield from _calibrate_steps(opened, target, asked, text, changes, anyway))
+    if isinstance(asked, Exl2):
+        return (yield from _exl2_steps(opened, target, asked, text, changes))
     plan = plan_for(opened, asked)
     if changes:
         plan = plan_for(opened, {**plan.formats, **changes})
@@ -168,6 +172,23 @@ def _calibrate_steps(
         yield from run.steps(temporary)
     written = yield from load_steps(target)
     used = {info.name: info.encoding for info in written.tensors.values() if info.packed is not None}
+    return _quantized(target, asked.name, written.nbytes, written, used)
+
+
+def _exl2_steps(
+    model: Checkpoint, target: Path, asked: Exl2, text: Text | None, changes: Mapping[str, Format]
+) -> Steps[Quantized]:
+    if changes:
+        raise WorkbenchError(
+            asked.name,
+            "its converter chooses the bits of each matrix itself",
+            do="leave the overrides out; exl2_bits(plan) of workbench.quantizing gives a plan's mean as a scheme",
+        )
+    check_room(target, 4 * model.params)
+    with files.whole_folder(target) as temporary:
+        yield from exl2.steps(model, asked, text, temporary)
+    written = yield from load_steps(target)
+    used = {info.name: "EXL2" for info in written.tensors.values() if info.packed is not None}
     return _quantized(target, asked.name, written.nbytes, written, used)
 
 

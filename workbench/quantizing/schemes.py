@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from workbench import formats
 from workbench.exceptions import WorkbenchError
+from workbench.quantizing import exl2
+from workbench.quantizing.exl2 import Exl2
 from workbench.quantizing.parts import KINDS
 
 ALIASES = {
@@ -35,7 +37,7 @@ class Calibrated:
         return f"{self.method}-{self.bits}bit-g{self.group}"
 
 
-def scheme_of(name: str) -> Calibrated | str:
+def scheme_of(name: str) -> Calibrated | Exl2 | str:
     """What a name means: a method that reads a text, or the name of a format that rounds.
 
     Raises:
@@ -52,6 +54,8 @@ def scheme_of(name: str) -> Calibrated | str:
                 allowed=f"{method}-Nbit-gM with N of {', '.join(map(str, BITS[method]))}, M of 32, 64, 128",
             )
         return Calibrated(method, bits, group)
+    if (converted := exl2.parsed(plain)) is not None:
+        return converted
     old = plain.lower().replace("-", "").replace("_", "")
     if old in SUCCESSORS:
         raise WorkbenchError(
@@ -62,7 +66,7 @@ def scheme_of(name: str) -> Calibrated | str:
     known = ALIASES.get(plain.lower(), plain)
     if known.lower() in map(str.lower, made()):
         return formats.get(known).name
-    allowed = ", ".join([*made(), "W8A8", "W4A16", "GPTQ-4bit-g128", "AWQ-4bit-g128"])
+    allowed = ", ".join([*made(), "W8A8", "W4A16", "GPTQ-4bit-g128", "AWQ-4bit-g128", "EXL2-4.0bpw"])
     do = "wb.export writes GGUF's formats" if known.lower() in map(str.lower, formats.FORMATS) else ""
     raise WorkbenchError(plain, "no checkpoint for GPUs is made in it", allowed=allowed, do=do)
 
