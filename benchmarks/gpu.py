@@ -1,13 +1,15 @@
 """What only an NVIDIA GPU can show: the same figures as on a processor, sooner; and its libraries against our reading.
 
-    python -m benchmarks.gpu [equal] [seven] [bitsandbytes] [jobs] [--model demo] [--text FILE]
+    python -m benchmarks.gpu [equal] [seven] [bitsandbytes] [jobs] [exllamav2] [--model demo] [--text FILE]
 
 equal         error table, card, plan and KL of one model on the processor and on the GPU: how far they differ, and
               how long they take;
 seven         a card of a random Llama of seven billion weights in bfloat16: seconds and peak memory;
 bitsandbytes  its CUDA kernels in NF4 and LLM.int8: logits against our decoded weights, tokens per second and memory
               against bfloat16; and `wb.memory` against PyTorch's allocator and nvidia-smi;
-jobs          a cancelled job gives its memory back, and running out of it is said.
+jobs          a cancelled job gives its memory back, and running out of it is said;
+exllamav2     its extension compiled, a conversion to EXL2 at 4 bits, its scores and speed, and the weights that our
+              reader decodes of the same folder on the processor against what it computes with them.
 
 Each prints a table; a row that misses what it should is marked, and the exit code is then 1.
 """
@@ -340,7 +342,45 @@ def in_use() -> int:
         return 0
 
 
-PARTS = {"equal": equal, "seven": seven, "bitsandbytes": bitsandbytes, "jobs": jobs}
+def exllamav2(chosen: argparse.Namespace) -> Table:
+    """EXL2 by the library itself, against our reading of what it wrote."""
+    import torch
+
+    import workbench as wb
+    from workbench.engines import exllamav2_library
+
+    table = Table("ExLlamaV2")
+    began = time.perf_counter()
+    exllamav2_library.library()
+    table.row("its extension, compiled or found", f"{time.perf_counter() - began:.0f} s")
+    model, text = wb.load(chosen.model), halves(chosen.text)[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        made = wb.quantize(model, "EXL2-4.0bpw", to=Path(scratch) / "exl2")
+        layers = [info for info in wb.load(made.path).matrices if info.layer is not None]
+        bits = 8 * sum(info.nbytes for info in layers) / sum(info.params for info in layers)
+        table.row("conversion at 4.0 bits", f"{time.perf_counter() - began:.0f} s, {bits:.2f} bits", "3.9 to 4.2")
+        decoded = wb.compare(model, wb.load(made.path), text, tokens=1024, context=256)
+        for kv in ("f16", "q8", "q6", "q4"):
+            with wb.run(made.path, engine="exllamav2", context=2048, kv=kv) as engine:
+                whole = wb.compare(model, engine, text, tokens=1024, context=256)
+                reply = engine("Write a long story about a lighthouse.", max_tokens=256)
+                grown = (engine.memory_after - engine.memory_before) / MB
+                found = f"KL {whole.kl}, {reply.tokens_per_second:.0f} tokens/s, {grown:.0f} MB"
+                near = abs(whole.kl.value - decoded.kl.value) < 0.1 * decoded.kl.value + 0.002
+                should = f"within 10 % of decoded weights, {decoded.kl}" if kv in ("f16", "q8") else ""
+                table.row(f"engine, cache in {kv}", found, should, near or not should)
+                if kv == "f16":
+                    ids = torch.arange(1000, 1064).tolist()
+                    with wb.run(made.path, dtype="float32", device="cpu") as ours:
+                        off = float(np.abs(engine.logits(ids) - ours.logits(ids)).max())
+                    table.row(
+                        "greatest difference of a logit to our decoded weights", f"{off:.3g}", "below 0.5", off < 0.5
+                    )
+    return table
+
+
+PARTS = {"equal": equal, "seven": seven, "bitsandbytes": bitsandbytes, "jobs": jobs, "exllamav2": exllamav2}
 
 if __name__ == "__main__":
     main()
