@@ -33,6 +33,7 @@ ROOMS = (  # low to high: a room imports from those before it
     "allocation",
     "quantizing",
     "tasks",
+    "advice",
     "panels",
 )
 OPTIONAL = {

@@ -23,11 +23,13 @@ if TYPE_CHECKING:  # what an editor and the type checker see; `_WHERE` says the 
     from workbench import figures as figures
     from workbench import formats as formats
     from workbench import panels as panels
+    from workbench.advice import advise as advise
     from workbench.allocation import plan as plan
     from workbench.checkpoint import load as load
     from workbench.engines import ollama as ollama
     from workbench.engines import run as run
     from workbench.engines import serve as serve
+    from workbench.engines import serve_command as serve_command
     from workbench.engines import side_by_side as side_by_side
     from workbench.environment import setup as setup
     from workbench.fit import memory as memory
@@ -67,8 +69,10 @@ _WHERE = {
     "side_by_side": "workbench.engines",
     "serve": "workbench.engines",
     "ollama": "workbench.engines",
+    "serve_command": "workbench.engines",
     "export": "workbench.writing",
     "quantize": "workbench.quantizing",
+    "advise": "workbench.advice",
     "app": "workbench.panels.app",
     "figures": None,
     "formats": None,

@@ -14,7 +14,6 @@ EXTRAS = {
     "xllamacpp": "llama.cpp",
     "openai": "server",
     "sentencepiece": "gguf",
-    "fastparquet": "exllamav2",
     "math_verify": "maths",
     "lm_eval": "lm-eval",
     "jupyterlab": "notebook",

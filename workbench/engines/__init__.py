@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.checkpoint import Checkpoint, load_steps
 from workbench.engines import ollama
 from workbench.engines.base import Engine, Reply, Settings
+from workbench.engines.commands import serve_command
 from workbench.engines.presets import PRESETS, is_server
 from workbench.engines.served import Served, serve, serve_steps
 from workbench.engines.sidebyside import SideBySide, side_by_side, side_by_side_steps
@@ -31,6 +32,7 @@ __all__ = [
     "run",
     "run_steps",
     "serve",
+    "serve_command",
     "serve_steps",
     "side_by_side",
     "side_by_side_steps",

@@ -19,7 +19,7 @@ from pathlib import Path
 from workbench import files
 from workbench.checkpoint import Checkpoint, bounded_json, child
 from workbench.engines import exllamav2_library
-from workbench.exceptions import WorkbenchError, need
+from workbench.exceptions import WorkbenchError
 from workbench.measure.text import Text, text_of
 from workbench.planning import Plan
 from workbench.progress import Progress, Steps
@@ -153,13 +153,12 @@ def _table(text: str, work: Path) -> Path | None:
         return None
     import pandas as pd
 
-    need("fastparquet")
     place = work / "text.parquet"
     if not place.exists():
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             made = Path(scratch) / "text.parquet"
             rows = [part for part in text.split("\n\n") if part.strip()]
-            pd.DataFrame({COLUMN: rows}).to_parquet(made, engine="fastparquet")
+            pd.DataFrame({COLUMN: rows}).to_parquet(made, engine="fastparquet")  # which ExLlamaV2 brings
             made.rename(place)
     return place
 
