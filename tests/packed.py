@@ -183,6 +183,13 @@ def fp8_blocks(weights: np.ndarray) -> Parts:
     return {"weight": codes, "weight_scale_inv": scales}
 
 
+def mxfp4(stack: np.ndarray) -> Parts:
+    """A stack of experts [experts, in, out] as gpt-oss publishes it."""
+    parts = stack.swapaxes(1, 2).reshape(len(stack), stack.shape[2], -1, 32)
+    exponents = np.ceil(np.log2(np.abs(parts).max(-1) / 6)).astype(int)
+    return {"blocks": fp4(parts / np.exp2(exponents)[..., None]), "scales": (exponents + 127).astype(np.uint8)}
+
+
 GROUPS = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": True}}}
 KINDS: dict[str, tuple[Callable[[np.ndarray], Parts], dict[str, Any], int]] = {
     # name -> (packer of a matrix, quantization_config, bits of a code)

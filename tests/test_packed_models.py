@@ -13,6 +13,7 @@ import pytest
 
 import workbench as wb
 from tests import packed, tiny
+from tests.engines import models
 from workbench import formats
 from workbench.checkpoint import Checkpoint
 from workbench.formats import bitsandbytes
@@ -111,6 +112,38 @@ def test_decoded_weights_become_a_gguf(kind: str, demo: Checkpoint, tmp_path: Pa
     np.testing.assert_array_equal(
         written.read("token_embd.weight"), embedding.astype(ml_dtypes.bfloat16).astype(np.float32)
     )
+
+
+def test_stacks_of_experts_in_mxfp4_are_measured_compared_and_talk(tmp_path):
+    import torch
+    import transformers
+
+    sizes = models.GROUPED | {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = transformers.GptOssConfig(**sizes, sliding_window=16, rope_parameters=None)
+    torch.manual_seed(0)
+    float_model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in float_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    float_model.save_pretrained(tmp_path / "original")
+    tiny.write_tokenizer(tmp_path / "original")
+    original = wb.load(tmp_path / "original")
+    found = {}
+    for name in original.tensors:
+        weights = original.read(name)
+        parts = packed.mxfp4(weights) if weights.ndim == 3 else {}
+        found |= {f"{name}_{part}": array for part, array in parts.items()} or {name: weights}
+    model = wb.load(
+        packed.written(tmp_path / "made", found, original.config | {"quantization_config": {"quant_method": "mxfp4"}})
+    )
+    told = wb.diff(original, model)
+    stacks = told.frame[told.frame.scheme == "MXFP4"]
+    assert len(stacks) == 4
+    assert 0 < stacks.weight_error.max() < 0.03
+    assert list(told.unusual) == []
+    assert wb.memory(model, context=64).total > 0
+    assert 0 < wb.compare(original, model, TEXT, context=64).kl.value < 0.1
+    with wb.run(model) as chat:
+        assert chat("Hello", max_tokens=3).text
 
 
 def test_a_gguf_is_held_against_its_folder_and_the_folder_against_it(original, tmp_path):

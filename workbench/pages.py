@@ -20,7 +20,8 @@ table { border-collapse: collapse; margin: .5rem 0 } th, td { text-align: left; 
 th { font-weight: 600; border-bottom: 2px solid #ccc } td { border-bottom: 1px solid #e5e5e5 }
 details { border: 1px solid #ddd; border-radius: 6px; padding: .5rem 1rem; margin: .5rem 0 }
 summary { cursor: pointer } mark { background: #ffe08a } .quiet { color: #666; font-size: .9em }
-.gained { color: #0072B2 } .lost { color: #B34700 } figure { margin: 1rem 0 } .wide { overflow-x: auto }
+.gained { color: #0072B2 } .lost { color: #B34700 } figure { margin: 1rem 0 }
+.wide { overflow-x: auto } .wide td { white-space: nowrap }
 @media (prefers-color-scheme: dark) { body { background: #1b1b1b; color: #ddd } mark { color: #222 }
   th, td, details { border-color: #444 } .quiet { color: #aaa } .gained { color: #56B4E9 } .lost { color: #E69F00 } }
 """

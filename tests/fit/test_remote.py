@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests import tiny
+from tests import packed, tiny
 from workbench.checkpoint import hub as hub_room
 from workbench.exceptions import WorkbenchError
 from workbench.fit import memory, memory_steps
@@ -32,6 +32,16 @@ def test_a_hub_model_is_priced_as_its_folder_is(published, folder):
         here = memory(folder, format, engine=engine)
         assert there.parts == here.parts
         assert not there.estimate
+
+
+@pytest.mark.parametrize("kind", packed.KINDS)
+def test_packed_models_are_priced_as_their_folders_are(hub, weights, kind, tmp_path):
+    packed.folder(hub.folder / "org" / "packed", kind, weights)
+    for engine in ("llama.cpp", "transformers", "vllm"):
+        there = memory("org/packed", engine=engine, context=128)
+        here = memory(hub.folder / "org" / "packed", engine=engine, context=128)
+        assert there.parts == here.parts
+        assert there.params == here.params
 
 
 def test_one_gguf_of_several_is_named_and_priced_to_the_byte(published, gguf_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -13,6 +14,7 @@ from workbench import files
 from workbench.checkpoint import bounded_json, child, gguf, hub, opening, safetensors
 from workbench.checkpoint.checkpoint import is_extra, ordered
 from workbench.checkpoint.convert import config_of
+from workbench.checkpoint.packed.joining import joined
 from workbench.checkpoint.tensors import Header, TensorInfo
 from workbench.exceptions import WorkbenchError
 from workbench.fit.outline import Outline
@@ -117,6 +119,8 @@ def _fetch_steps(repo: str, commit: str, wanted: dict[str, int], folder: Path) -
 
 def _outline(name: str, commit: str, config: dict[str, Any], headers: list[Header]) -> Outline:
     tensors: list[TensorInfo] = [info for header in headers for info in header.tensors]
+    with contextlib.suppress(WorkbenchError):  # what it cannot be read for is told when it is opened
+        tensors = joined(Path(name), config, tensors, headers=True)
     extras = {info.name: info for info in tensors if is_extra(info.name)}
     of_gguf = any("general.architecture" in header.metadata for header in headers)
     return Outline(

@@ -66,7 +66,7 @@ def look(model: Checkpoint, other: Published, info: TensorInfo, stopped: threadi
             if empty.any():
                 found.zeros += int((empty & ~_empty(model.read(info.name, rows), per)).sum())
     except WorkbenchError as reason:
-        found.problem = reason.found
+        found.problem = f"{reason.item}: {reason.found}"
     return found
 
 

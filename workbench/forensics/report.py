@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import figures, pages
+from workbench.checkpoint import Checkpoint
 from workbench.checkpoint.tree import shown
 
 if TYPE_CHECKING:
@@ -35,13 +36,18 @@ def page(found: Diff) -> str:
     pictures = pages.pictures(drawn) or "<p>No matrix could be decoded.</p>"
     return pages.page(
         found.headline(),
-        " and ".join(shown(each.source or each.name) for each in (found.original, found.quantized)),
+        " and ".join(_known_as(each) for each in (found.original, found.quantized)),
         f"""{overview(found)}
 <h2>Unusual</h2>{findings(found, MOST_FINDINGS)}
 <h2>Pictures</h2>{pictures}
 <h2>Every matrix</h2>{matrices(found)}
 <h2>How it was measured</h2><p class="quiet">{html.escape(HOW)}</p>""",
     )
+
+
+def _known_as(model: Checkpoint) -> str:
+    """A hub id with its revision, or a name: a page that is passed on should not tell where its maker's files lie."""
+    return shown(f"{model.source} ({model.revision})" if model.revision else model.name)
 
 
 def _is_drawn(found: Diff, metric: str | None) -> bool:

@@ -87,7 +87,8 @@ class Diff:
         share = f", {after / before:.0%} of it" if before else ""
         kinds = Counter(each.kind for each in self.unusual)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        said = f"{len(self.unusual)} findings: {listed}" if kinds else "nothing unusual was found"
+        count = "1 finding" if len(self.unusual) == 1 else f"{len(self.unusual)} findings"
+        said = f"{count}: {listed}" if kinds else "nothing unusual was found"
         return [
             f"{len(self.frame)} matrices; {figures.size(before)} became {figures.size(after)}{share}",
             *([f"config.json says: {method}"] if (method := self.method()) else []),

@@ -21,6 +21,7 @@ from workbench.checkpoint.tensors import TensorInfo
 from workbench.exceptions import WorkbenchError
 
 STATE = "quant_state.bitsandbytes__"
+BLOCK = 64  # weights that share a scale, unless the state says otherwise
 LONGEST_STATE = 4096  # bytes
 
 
@@ -76,6 +77,11 @@ class FourBit(Packed):
             found = f"{parts['weight'].params:,} bytes and {parts['weight.absmax'].params:,} scales for {shape}"
             raise made.wrong("weight", f"it has {found}", f"{-(-prod(shape) // 2):,} and {blocks:,}")
         return made
+
+    @classmethod
+    def sketch(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> FourBit:
+        kind = str(settings.get("bnb_4bit_quant_type", "4-bit")).upper()[:8]
+        return cls(name, parts, (2, parts["weight"].params), kind, BLOCK, None)
 
     def read(self, rows: slice) -> Weights:
         inputs = self.shape[1]

@@ -11,7 +11,7 @@ power of two for 32 inputs. ModelOpt's NVFP4 differs in names, and in that its s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class PackedIntegers(Packed):
         if "weight_zero_point" in parts:
             made.check("weight_zero_point", (words(packed[0], bits), scale[1]), ("I32",))
         return made
+
+    @classmethod
+    def sketch(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> PackedIntegers:
+        made = cls.of(name, {part: info for part, info in parts.items() if part != "weight_shape"}, settings)
+        return replace(made, parts=parts)
 
     def read(self, rows: slice) -> Weights:
         q = codes.stream(self.integers("weight_packed")[rows], self.bits, self.shape[1])

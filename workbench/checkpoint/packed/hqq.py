@@ -91,6 +91,12 @@ class Hqq(Packed):
                 raise made.wrong(part, found, f"a float for each of {groups:,} groups")
         return made
 
+    @classmethod
+    def sketch(cls, name: str, parts: dict[str, TensorInfo], settings: dict[str, Any]) -> Hqq:
+        columns = parts["W_q"].shape[-1] if parts["W_q"].shape else 1
+        table = parts["scale"].params, columns
+        return cls(name, parts, table, "HQQ", "8bit_u8", table, True)
+
     def read(self, rows: slice) -> Weights:
         from workbench.checkpoint import values
 

@@ -59,8 +59,13 @@ ORPHANS = {
 }
 
 
-def joined(path: Path, config: Mapping[str, Any], tensors: list[TensorInfo]) -> list[TensorInfo]:
+def joined(
+    path: Path, config: Mapping[str, Any], tensors: list[TensorInfo], *, headers: bool = False
+) -> list[TensorInfo]:
     """The tensors, those that are one matrix together replaced by that matrix.
+
+    Args:
+        headers: there is nothing else of the files, such as of a model on the hub: shapes that are values are sketched.
 
     Raises:
         WorkbenchError: parts that are missing or do not fit each other, or a config that says nothing of them or
@@ -77,7 +82,8 @@ def joined(path: Path, config: Mapping[str, Any], tensors: list[TensorInfo]) -> 
             continue
         _check(path, module, layout, parts, settings)
         name = module if layout is Mxfp4 else f"{module}.weight"
-        matrix = layout.of(name, parts, settings.of_module(module))
+        make = layout.sketch if headers else layout.of
+        matrix = make(name, parts, settings.of_module(module))
         made |= dict.fromkeys((info.name for info in parts.values()), _info(matrix))
     return list({info.name: info for info in (made.get(each.name, each) for each in tensors)}.values())
 
