@@ -19,7 +19,19 @@ from workbench.engines import build
 from workbench.planning import plan_for
 from workbench.quantizing import folder, quantize_steps
 
-ROUNDED = ("FP8", "INT8-row", "INT8", "INT8-g128", "INT4", "INT4-g32", "INT4-g128", "NF4", "FP4", "LLM.int8")
+ROUNDED = (
+    "FP8",
+    "FP8-block",
+    "INT8-row",
+    "INT8",
+    "INT8-g128",
+    "INT4",
+    "INT4-g32",
+    "INT4-g128",
+    "NF4",
+    "FP4",
+    "LLM.int8",
+)
 UP = "model.layers.0.mlp.up_proj.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -202,6 +214,12 @@ def test_groups_that_do_not_divide_name_those_that_do(tmp_path: Path) -> None:
     model = wb.load(tiny.folder(tmp_path / "source", tiny.weights(hidden=192)))
     with pytest.raises(wb.WorkbenchError, match=r"(?s)192 weights, which groups of 128 do not divide.*32 or 64"):
         wb.quantize(model, "INT4-g128", to=tmp_path / "made")
+
+
+def test_tiles_that_do_not_divide_lead_to_scales_by_row(tmp_path: Path) -> None:
+    model = wb.load(tiny.folder(tmp_path / "source", tiny.weights(hidden=192)))
+    with pytest.raises(wb.WorkbenchError, match=r"(?s)192 by 192, which tiles of 128 by 128 do not divide.*FP8"):
+        wb.quantize(model, "FP8-block", to=tmp_path / "made")
 
 
 def test_a_folder_that_is_there_is_never_written_to(source: Checkpoint, tmp_path: Path) -> None:

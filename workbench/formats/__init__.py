@@ -19,6 +19,7 @@ FORMATS: dict[str, Format] = {
         floats.BF16,
         *ggml.TYPES,
         *bitsandbytes.FORMATS,
+        fp8.BLOCK,
         fp8.FP8,
         *integer.FORMATS,
     )

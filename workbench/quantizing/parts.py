@@ -18,7 +18,7 @@ from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
 from workbench.formats.bitsandbytes import BLOCK, FourBit, library
 from workbench.formats.bitsandbytes import Int8 as LlmInt8
-from workbench.formats.fp8 import Fp8
+from workbench.formats.fp8 import TILE, Fp8, Fp8Block
 from workbench.formats.integer import Int4, Int8, Int8Row
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]  # ending of the name -> (safetensors' data type, shape)
@@ -75,6 +75,25 @@ class Float8(Stored):
 
     def pieces(self, parts: Arrays) -> Arrays:
         return {"weight": parts["codes"], "weight_scale": parts["scale"]}
+
+
+class Tiles(Float8):
+    """`weight` in E4M3 and a scale for each tile."""
+
+    def check(self, name: str) -> None:
+        if self.shape[0] % TILE or self.shape[1] % TILE:
+            raise WorkbenchError(
+                name,
+                f"it is {self.shape[0]} by {self.shape[1]}, which tiles of {TILE} by {TILE} do not divide",
+                allowed="FP8, with a scale for each row",
+                do="choose that for it; the kernels of GPUs take whole tiles only",
+            )
+
+    def tensors(self) -> Tensors:
+        return {
+            "weight": ("F8_E4M3", self.shape),
+            "weight_scale": ("F32", (self.shape[0] // TILE, self.shape[1] // TILE)),
+        }
 
 
 class Bytes(Float8):
@@ -178,7 +197,7 @@ class BnbInt8(Stored):
 
 
 KINDS: dict[type[Format], type[Stored]] = {
-    **{Fp8: Float8, Int8Row: Bytes, Int8: Words, Int4: HalfBytes},
+    **{Fp8: Float8, Fp8Block: Tiles, Int8Row: Bytes, Int8: Words, Int4: HalfBytes},
     **{FourBit: BnbFourBit, LlmInt8: BnbInt8},
 }
 

@@ -18,16 +18,25 @@ from workbench.allocation.groups import ONE_PRODUCT, fused
 from workbench.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
-from workbench.quantizing.parts import Bytes, Float8, HalfBytes, Stored, Words
+from workbench.formats.fp8 import TILE
+from workbench.quantizing.parts import Bytes, Float8, HalfBytes, Stored, Tiles, Words
 
 LAYOUTS: dict[type[Stored], str] = {
     Float8: "float-quantized",
+    Tiles: "float-quantized",
     Bytes: "int-quantized",
     Words: "pack-quantized",
     HalfBytes: "pack-quantized",
 }
 FUSED = {"qkv": "qkv_proj", "up": "gate_up_proj"}  # vLLM's names
 BY_TOKEN = {"symmetric": True, "strategy": "token", "dynamic": True}  # activations: a scale for each token, as it comes
+
+BY_TILE = {
+    "symmetric": True,
+    "strategy": "group",
+    "group_size": TILE,
+    "dynamic": True,
+}  # for each 128 inputs of a token
 
 
 def config(model: Checkpoint, matrices: Mapping[str, Stored]) -> dict[str, Any]:
@@ -131,10 +140,13 @@ def _compressed(model: Checkpoint, matrices: Mapping[str, Stored], ignored: list
 def _scheme(example: Stored) -> dict[str, Any]:
     kind, layout = type(example), LAYOUTS[type(example)]
     group = getattr(example.format, "group", None)
-    number = {"num_bits": getattr(example, "bits", 8), "type": "float" if kind is Float8 else "int"}
+    floats = kind in (Float8, Tiles)
+    number = {"num_bits": getattr(example, "bits", 8), "type": "float" if floats else "int"}
     by = {"strategy": "group", "group_size": group} if group else {"strategy": "channel", "group_size": None}
+    if kind is Tiles:
+        by = {"strategy": "block", "block_structure": [TILE, TILE], "group_size": None}
     weights = {**number, "symmetric": kind is not HalfBytes, **by, "dynamic": False}
-    inputs = {**number, **BY_TOKEN} if kind in (Float8, Bytes) else None
+    inputs = {**number, **(BY_TILE if kind is Tiles else BY_TOKEN)} if floats or kind is Bytes else None
     return {"weights": weights, "input_activations": inputs, "output_activations": None, "format": layout}
 
 
