@@ -16,7 +16,7 @@ from tests.engines.test_exllamav2 import WHEEL
 from workbench.checkpoint import wheel
 from workbench.engines import exllamav2_library
 from workbench.progress import drain
-from workbench.quantizing import exl2, exl2_bits
+from workbench.quantizing import exl2
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_bits_that_it_does_not_reach_are_refused(name, model, tmp_path):
         wb.quantize(model, name, to=tmp_path / "made")
 
 
-def test_a_plan_is_its_mean_and_overrides_are_refused(model, tmp_path):
+def test_a_plan_is_its_mean_and_overrides_are_refused_with_it(model, tmp_path):
     plan = wb.plan_for(model, "INT4-g32")
-    assert exl2_bits(plan).bits == pytest.approx(4.625, abs=0.01)
-    with pytest.raises(wb.WorkbenchError, match="chooses the bits of each matrix itself"):
+    assert exl2.of_plan(plan).bits == pytest.approx(4.625, abs=0.01)
+    with pytest.raises(wb.WorkbenchError, match=r"EXL2-4\.625bpw"):
         wb.quantize(model, "EXL2-4bpw", to=tmp_path / "made", overrides=plan)
-    with pytest.raises(wb.WorkbenchError, match="2 to 8 for EXL2"):
-        exl2_bits(wb.plan_for(model, "F16"))
+    with pytest.raises(wb.WorkbenchError, match="quantizes every"):
+        exl2.of_plan(wb.plan_for(model, "F16"))

@@ -21,7 +21,7 @@ from workbench.checkpoint import Checkpoint, bounded_json, child
 from workbench.engines import exllamav2_library
 from workbench.exceptions import WorkbenchError
 from workbench.measure.text import Text, text_of
-from workbench.planning import Plan
+from workbench.planning import Plan, exl2_bits
 from workbench.progress import Progress, Steps
 from workbench.quantizing import folder
 
@@ -73,25 +73,20 @@ def parsed(name: str) -> Exl2 | None:
     return Exl2(bits, head)
 
 
-def exl2_bits(plan: Plan) -> Exl2:
-    """The scheme that takes a plan's mean: EXL2 has no bits of single layers from outside.
+def of_plan(plan: Plan) -> Exl2:
+    """The scheme of a plan's mean bits: the converter takes no bits of single matrices from outside.
 
     Raises:
-        WorkbenchError: the plan's layers have a mean that EXL2 does not reach.
+        WorkbenchError: a matrix that EXL2 cannot hold as planned (see `workbench.planning.exl2_bits`).
     """
-    model = plan.checkpoint
-    layers = [info for info in model.matrices if info.layer is not None]
-    used = {info.name: plan.formats.get(info.name) for info in layers}
-    nbytes = sum(
-        each.nbytes((info.params // info.shape[-1], info.shape[-1])) if (each := used[info.name]) else info.nbytes
-        for info in layers
-    )
-    bits = round(8 * nbytes / sum(info.params for info in layers), 3)
-    if not LEAST <= bits <= MOST:
-        raise WorkbenchError(
-            f"plan {plan.name}", f"its layers have {bits:g} bits per weight", allowed=f"{LEAST:g} to {MOST:g} for EXL2"
-        )
-    return Exl2(bits)
+    model, bits = plan.checkpoint, exl2_bits(plan)
+    sizes = {
+        model.hf_name(info.name).removesuffix(".weight"): info.params
+        for info in model.matrices
+        if info.layer is not None
+    }
+    mean = sum(bits[module] * size for module, size in sizes.items()) / sum(sizes.values())
+    return Exl2(round(mean, 3))
 
 
 def steps(model: Checkpoint, asked: Exl2, text: Text | None, target: Path) -> Steps[None]:

@@ -182,7 +182,7 @@ def _exl2_steps(
         raise WorkbenchError(
             asked.name,
             "its converter chooses the bits of each matrix itself",
-            do="leave the overrides out; exl2_bits(plan) of workbench.quantizing gives a plan's mean as a scheme",
+            do=f'leave the overrides out, or take their mean: "{exl2.of_plan(plan_for(model, changes)).name}"',
         )
     check_room(target, 4 * model.params)
     with files.whole_folder(target) as temporary:
