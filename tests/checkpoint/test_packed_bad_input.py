@@ -260,6 +260,18 @@ def test_bad_input_is_told_by_tensor_and_field(case: str, tmp_path: Path) -> Non
         wb.load(folder).read(NAME)
 
 
+def test_many_patterns_for_many_matrices_take_no_longer(tmp_path: Path) -> None:
+    tensors = {}
+    for number in range(4000):
+        parts = {"weight_packed": np.ones((1, 1), np.int32), "weight_scale": np.ones((1, 1), np.float32)}
+        tensors |= {f"model.layers.0.experts.{number}.up_proj.{part}": array for part, array in parts.items()}
+    groups = {str(n): {"targets": [rf"re:.*\.{n}\.(up|down)_proj.*$"], "weights": {"num_bits": 4}} for n in range(1900)}
+    settings = {"quant_method": "compressed-tensors", "config_groups": groups} | {f"odd {n}": n for n in range(20_000)}
+    folder = packed.written(tmp_path / "m", tensors, tiny.llama_config(WEIGHTS) | {"quantization_config": settings})
+    with within_seconds(3):
+        assert {info.encoding for info in wb.load(folder).tensors.values()} == {"INT4"}
+
+
 @pytest.mark.parametrize("kind", packed.KINDS)
 def test_code_that_comes_with_a_model_is_never_run(kind: str, tmp_path: Path) -> None:
     evil = "open(__file__ + '.ran', 'w').close()"

@@ -18,6 +18,10 @@ UNREAD = ("marlin", "bitblas")  # layouts that are made anew from others, for on
 MOST_PATTERNS = 2000
 LONGEST_PATTERN = 1000  # characters
 PATIENCE = 1.0  # seconds for all patterns and modules: a stranger's pattern may take for ever
+OF_MODULES = (  # what layouts ask for
+    *("bits", "group_size", "version", "format", "checkpoint_format", "num_bits", "strategy"),
+    *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"),
+)
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Settings:
     said: dict[str, Any] = field(default_factory=dict)
     method: str = ""
     _patience: float = PATIENCE
+    _rules: list[_Rule] | None = None
+    _loose: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, config: Mapping[str, Any]) -> Settings:
@@ -100,76 +106,107 @@ class Settings:
         )
 
     def of_module(self, module: str) -> dict[str, Any]:
-        """What holds for one module: the settings, with what `dynamic` or a group of `config_groups` has for it."""
+        """What holds for one module: the settings, with what `dynamic` or a group of `config_groups` has for it.
+
+        Once the folder's patience is at an end, no more patterns are tried: what they decide is left to the shapes.
+        """
+        began = time.thread_time()
+        common = {name: self.said[name] for name in OF_MODULES if name in self.said}
+        if self._rules is None:
+            self._rules = list(self._read_rules())
+        dynamic = isinstance(self.said.get("dynamic"), Mapping)
+        if self._patience < 0 and self._rules:
+            if dynamic:
+                return {name: value for name, value in common.items() if name not in ("bits", "group_size")}
+            self._loose = self._loose or {
+                "widths": list(dict.fromkeys(rule.said.get("num_bits") for rule in self._rules))
+            }
+            return common | self._loose
+        own = self._overridden(module) if dynamic else self._grouped(module)
+        self._patience -= time.thread_time() - began
+        return common | own
+
+    def _read_rules(self) -> Iterator[_Rule]:
+        """The patterns and names that single modules are told by, checked."""
         dynamic, groups = self.said.get("dynamic"), self.said.get("config_groups")
         if isinstance(dynamic, Mapping):
-            return {**self.said, **self._dynamic(dynamic, module)}
-        if isinstance(groups, Mapping):
-            return {**self.said, **self._group(groups, module)}
-        return self.said
+            self._count("dynamic", len(dynamic))
+            for name, changes in dynamic.items():
+                if name.startswith("-:"):
+                    continue  # a module that is left as it was
+                if not isinstance(changes, Mapping):
+                    raise self.wrong("dynamic", f"for {name!r:.60} it has {changes!r:.40}", "an object")
+                for key in ("bits", "group_size"):
+                    if key in changes and type(changes[key]) is not int:
+                        raise self.wrong("dynamic", f"for {name!r:.60} {key} is {changes[key]!r:.40}", "a whole number")
+                pattern = self._compiled("dynamic", name.removeprefix("+:"))
+                yield _Rule("dynamic", name, pattern, {key: changes[key] for key in OF_MODULES if key in changes})
+        elif isinstance(groups, Mapping):
+            self._count("config_groups", sum(1 for _ in _targets(groups)))
+            for target, weights in _targets(groups):
+                pattern = self._compiled("config_groups", target[3:]) if target.startswith("re:") else None
+                said = {key: weights[key] for key in OF_MODULES if key in weights}
+                yield _Rule("config_groups", target, pattern, said)
 
-    def _dynamic(self, dynamic: Mapping[str, Any], module: str) -> dict[str, Any]:
-        """GPTQModel's overrides: patterns of names, "+:" before those that change something, "-:" those left out."""
-        self._count("dynamic", len(dynamic))
-        for pattern, changes in dynamic.items():
-            kind, rest = (pattern[:2], pattern[2:]) if pattern[:2] in ("+:", "-:") else ("+:", pattern)
-            if kind == "-:" or not self._matches("dynamic", rest, module):
-                continue
-            if not isinstance(changes, Mapping):
-                raise self.wrong("dynamic", f"for {pattern!r:.60} it has {changes!r:.40}", "an object")
-            for name in ("bits", "group_size"):
-                if name in changes and type(changes[name]) is not int:
-                    raise self.wrong(
-                        "dynamic", f"for {pattern!r:.60} {name} is {changes[name]!r:.40}", "a whole number"
-                    )
-            return dict(changes)
-        return {}
+    def _overridden(self, module: str) -> dict[str, Any]:
+        """By GPTQModel's overrides: of the first pattern that a name begins with."""
+        return next((rule.said for rule in self._rules or () if self._matches(rule, module)), {})
 
-    def _group(self, groups: Mapping[str, Any], module: str) -> dict[str, Any]:
+    def _grouped(self, module: str) -> dict[str, Any]:
         """The weights' settings of the group of compressed-tensors that names the module most closely.
 
         Where several name it as closely, such as by its class, which the file does not tell, or none does, "widths" has
         the bits of each.
         """
-        best = 0
-        found: list[dict[str, Any]] = []
-        self._count("config_groups", sum(1 for _ in _targets(groups)))
-        for target, group in _targets(groups):
-            if target.startswith("re:"):
-                rank = 2 if self._matches("config_groups", target[3:], module) else 0
+        found: dict[int, list[dict[str, Any]]] = {}
+        for rule in self._rules or ():
+            if rule.pattern is not None:
+                rank = 2 if self._matches(rule, module) else 0
             else:
-                rank = 3 if target == module else 1 if "." not in target else 0  # a class, such as Linear
-            weights = group.get("weights")
-            if rank < best or not isinstance(weights, Mapping):
-                continue
-            found = [*(found if rank == best else ()), dict(weights)]
-            best = rank
-        return {**found[0], "widths": [each.get("num_bits") for each in found]} if found else {}
+                rank = 3 if rule.name == module else 1 if "." not in rule.name else 0  # a class, such as Linear
+            found.setdefault(rank, []).append(rule.said)
+        best = found[max(found)] if found else []
+        return {**best[0], "widths": [each.get("num_bits") for each in best]} if best else {}
 
     def _count(self, name: str, count: int) -> None:
         if count > MOST_PATTERNS:
             raise self.wrong(name, f"it has {count:,} patterns", f"up to {MOST_PATTERNS:,}")
 
-    def _matches(self, name: str, pattern: str, module: str) -> bool:
-        """Whether a pattern matches the beginning of a module's name, within the folder's patience."""
+    def _compiled(self, name: str, pattern: str) -> Any:
         import regex
 
-        began = time.perf_counter()
+        if len(pattern) > LONGEST_PATTERN:
+            raise self.wrong(name, f"it has a pattern of {len(pattern):,} characters", f"up to {LONGEST_PATTERN:,}")
         try:
-            if len(pattern) > LONGEST_PATTERN:
-                raise self.wrong(name, f"it has a pattern of {len(pattern):,} characters", f"up to {LONGEST_PATTERN:,}")
-            return regex.match(pattern, module, timeout=max(self._patience, 1e-3)) is not None
-        except TimeoutError as reason:
-            raise self.wrong(name, f"its pattern {pattern!r:.60} takes too long to match", "plain patterns") from reason
+            return regex.compile(pattern)
         except (regex.error, RecursionError, OverflowError) as reason:
             raise self.wrong(name, f"its pattern {pattern!r:.60} is no pattern ({reason!s:.60})") from reason
-        finally:
-            self._patience -= time.perf_counter() - began
+
+    def _matches(self, rule: _Rule, module: str) -> bool:
+        """Whether a pattern matches the beginning of a module's name, within the folder's patience."""
+        try:
+            return rule.pattern.match(module, timeout=max(self._patience, 1e-3)) is not None
+        except TimeoutError as reason:
+            raise self.wrong(
+                rule.place, f"its pattern {rule.name!r:.60} takes too long to match", "plain patterns"
+            ) from reason
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a setting says of the modules that a pattern matches, or (without one) that have a name or class."""
+
+    place: str
+    name: str
+    pattern: Any
+    said: dict[str, Any]
 
 
 def _targets(groups: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(target, settings of its weights) of each group that has any."""
     for group in groups.values():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
         targets = group.get("targets") if isinstance(group, Mapping) else None
         for target in targets if isinstance(targets, list) else ():
-            if isinstance(target, str):
-                yield target, group
+            if isinstance(target, str) and isinstance(weights, Mapping):
+                yield target, weights
