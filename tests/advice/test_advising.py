@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import workbench as wb
@@ -71,6 +73,49 @@ def test_serving_goes_to_vllm_on_an_nvidia_gpu_and_to_llama_cpp_elsewhere():
     assert "is none" in said(other)
 
 
+def test_serving_on_a_card_without_kernels_for_fp8_goes_to_llama_cpp_one_at_a_time():
+    advice = wb.advise(LLAMA, "T4", use="serving")
+    assert (advice.engine, advice.format, advice.memory.batch) == ("llama.cpp", "Q4_K_M", 1)
+    assert "before Ampere" in said(advice)
+    assert 'wb.serve("model-Q4_K_M.gguf", context=8192)' in advice.code
+
+
+def test_a_rule_of_thumb_is_called_that_with_the_call_that_tests_it():
+    advice = wb.advise(LLAMA, "24 GB", use="math")
+    assert "[published, not measured on your model]" in repr(advice)
+    assert advice.reasons[0].check == 'wb.benchmark([model, "Q8_0", "Q4_K_M"], wb.task("mine.jsonl"))'
+    assert "[a rule of thumb, not measured on your model]" in repr(wb.advise(LLAMA, "RTX 4090", use="serving"))
+
+
+def test_a_file_that_is_larger_than_its_formats_name_says_is_said_to_be(model):
+    """The tiny model's rows are no whole blocks of K-quants."""
+    counted = [reason for reason in wb.advise(model, "8 GB").reasons if "no whole blocks" in reason.text]
+    assert [reason.basis for reason in counted] == ["counted"]
+    assert f"{wb.plan_for(model, 'Q4_K_M').bits:.2f} bits" in counted[0].text
+    assert "no whole blocks" not in said(wb.advise(LLAMA, "RTX 3060"))
+
+
+def test_of_a_model_on_the_hub_only_headers_are_read(model, monkeypatch):
+    from workbench.advice import advising
+    from workbench.fit import subject
+    from workbench.fit.outline import from_config
+
+    def outline(name, revision):
+        yield from ()
+        return from_config(LLAMA)[0]
+
+    monkeypatch.setattr(subject, "outline_steps", outline)
+    monkeypatch.setattr(advising, "load", lambda source: pytest.fail(f"{source} was downloaded"))
+    assert wb.advise("org/name", "RTX 3060").format == "Q4_K_M"
+
+
+@pytest.mark.parametrize("context", [0, 131073, True, "long"])
+def test_a_context_that_the_model_was_not_made_for_is_refused(context):
+    with pytest.raises(wb.WorkbenchError, match="1 to 131,072"):
+        wb.advise(LLAMA, "24 GB", context=context)
+    assert wb.advise(LLAMA, "24 GB", context=131072, use="long context").context <= 131072
+
+
 def test_what_fits_nowhere_is_said_with_what_would():
     shorter = wb.advise(LLAMA, "4.9 GB", use="chat")
     assert shorter.fits
@@ -120,6 +165,82 @@ def test_a_task_on_which_four_bits_do_as_well_overrules_the_advice_of_eight(mode
     assert "did as well as the original on your task" in said(advice)
 
 
+def test_four_bits_that_do_worse_at_a_task_are_not_the_start(model):
+    task = wb.task([{"prompt": "What is it?", "choices": ["a lamp", "the sea"], "answer": "the sea"}] * 2)
+    found = wb.benchmark([model, "Q4_K_M"], task, kl=False)
+    pair = next(iter(found.pairs.values()))
+    found.pairs[next(iter(found.pairs))] = type(pair)(500, Interval(-0.2, -0.25, -0.15), 5, 105, 390, 1e-20, 1e-20, 0)
+    advice = wb.advise(model, "8 GB", use="chat", measured=[found])
+    assert advice.format in ("Q5_K_M", "Q6_K", "Q8_0")
+    assert "does worse than the original" in said(advice)
+
+
+def test_where_the_better_format_does_not_fit_the_one_between_is_taken(monkeypatch):
+    from workbench.advice import evidence
+
+    known = evidence.Known(0.3, "predicted", "0.3")
+    monkeypatch.setattr(evidence.Evidence, "kl", lambda self, format: known)  # none is good enough
+    assert wb.advise(LLAMA, "24 GB", use="chat").format == "Q8_0"
+    assert wb.advise(LLAMA, "8 GB", use="chat").format in ("Q6_K", "Q5_K_M")
+
+
+def test_a_published_figure_is_scaled_by_what_was_measured(model, monkeypatch):
+    """Where Q4_K_M costs ten times what it costs Llama 3 8B, Q5_K_M's 0.0108 there is no promise."""
+    from workbench.advice import evidence
+
+    real = evidence.Evidence.kl
+    four = evidence.Known(0.313, "measured", "0.313")
+    monkeypatch.setattr(
+        evidence.Evidence, "kl", lambda self, format: four if format == "Q4_K_M" else real(self, format)
+    )
+    assert wb.advise(model, "8 GB", use="chat").format == "Q8_0"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Heads of 32, which are whole blocks of a cache's types."""
+    return models.opened(tmp_path_factory.mktemp("advice") / "wide", hidden_size=128, head_dim=32)
+
+
+def tight(model) -> str:
+    """A device on which a cache in 16 bits does not fit, and one in eight does."""
+    needed = [fit_of(model, kv).needed("8 GB") for kv in ("f16", "q8_0")]
+    return f"{sum(needed) / 2e9:.3f} GB"
+
+
+def fit_of(model, kv):
+    return wb.memory(model, "Q4_K_M", 200_000, kv=kv, device="8 GB")
+
+
+def test_what_a_cache_was_measured_to_cost_takes_the_place_of_the_rule(wide, monkeypatch):
+    from workbench.advice import advising
+
+    monkeypatch.setitem(wide.config, "max_position_embeddings", 200_000)
+    monkeypatch.setitem(advising.USES, "long context", replace(advising.USES["long context"], context=200_000))
+    device = tight(wide)
+    without = wb.advise(wide, device, use="long context")
+    assert without.kv == ("q8_0", "q8_0")
+    assert next(each for each in without.reasons if "save" in each.text).check.startswith("wb.compare(model, wb.run(")
+    with wb.run(wide, kv=("q8_0", "q8_0"), device="cpu") as engine:
+        found = wb.compare(wide, engine, TEXT, context=64, device="cpu")
+    advice = wb.advise(wide, device, use="long context", measured=[found])
+    assert advice.kv == ("q8_0", "q8_0")
+    assert f"{found.kl.value:.3g}" in said(advice)
+    assert "docs/quality.md" not in said(advice)
+
+
+def test_a_cache_that_costs_this_model_much_is_not_advised(wide, monkeypatch):
+    from workbench.advice import advising, evidence
+
+    monkeypatch.setitem(wide.config, "max_position_embeddings", 200_000)
+    monkeypatch.setitem(advising.USES, "long context", replace(advising.USES["long context"], context=200_000))
+    much = evidence.Known(0.5, "measured", "0.5")
+    monkeypatch.setattr(evidence.Evidence, "cache", lambda self, kv: much)
+    advice = wb.advise(wide, tight(wide), use="long context")
+    assert advice.kv == ("f16", "f16")
+    assert "are not advised" in said(advice)
+
+
 def test_a_card_predicts_what_a_format_costs_and_offers_a_better_mix(model):
     card = wb.sensitivity(model, TEXT, tokens=256, context=64, device="cpu")
     advice = wb.advise(model, "8 GB", use="chat", card=card)
@@ -135,6 +256,8 @@ def test_results_of_another_model_are_refused(model, tmp_path):
     found = wb.compare(other, "Q8_0", TEXT, context=64, device="cpu")
     with pytest.raises(wb.WorkbenchError, match="its reference is"):
         wb.advise(model, "8 GB", measured=[found])
+    with pytest.raises(wb.WorkbenchError, match="its reference is"):
+        wb.advise(LLAMA, "8 GB", measured=[found])
     with pytest.raises(wb.WorkbenchError, match="holds a str"):
         wb.advise(model, "8 GB", measured=["Q4_K_M is fine"])
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import workbench as wb
-from tests.engines import models
+from tests.engines import models, servers
 from workbench.engines.presets import PRESETS
 
 
@@ -54,11 +57,7 @@ def test_names_with_spaces_and_semicolons_stay_one_word(plain):
         ({"quant_method": "bitsandbytes"}, "vllm", ("--quantization", "bitsandbytes")),
         ({"quant_method": "gptq"}, "tgi", ("--quantize", "gptq")),
         ({"quant_method": "exl2"}, "tgi", ("--quantize", "exl2")),
-        (
-            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
-            "tgi",
-            ("--quantize", "bitsandbytes-fp4"),
-        ),
+        ({"quant_method": "fp8"}, "tgi", ("--quantize", "fp8")),
     ],
 )
 def test_the_way_of_quantizing_is_named_as_the_server_names_it(settings, server, option, model):
@@ -81,6 +80,7 @@ def test_tgi_counts_prompt_and_reply(plain):
     [
         ({"quant_method": "exl2"}, "vllm", "serve it by Text Generation Inference"),
         ({"quant_method": "hqq"}, "vllm", "quantize it anew"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "tgi", "serve it by vLLM"),
         ({"quant_method": "<b>"}, "tgi", "quantize it anew"),
     ],
 )
@@ -107,3 +107,32 @@ def test_options_that_it_does_not_have_are_refused(options, match, plain):
 def test_a_gguf_is_for_llama_cpp():
     with pytest.raises(wb.WorkbenchError, match=r"wb\.serve"):
         wb.serve_command("demo")
+
+
+def test_a_model_in_the_hubs_cache_is_shown_with_what_its_links_lead_to(plain, tmp_path):
+    """There the folder has a commit's name and holds links, which would lead nowhere in a container."""
+    blobs, snapshot = tmp_path / "models--org--name" / "blobs", tmp_path / "models--org--name" / "snapshots" / "0ab"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in plain.path.iterdir():
+        shutil.copyfile(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    opened = replace(wb.load(snapshot), name="org/name")
+    words = shlex.split(wb.serve_command(opened, "vllm"))
+    assert value(words, "-v") == f"{blobs.parent.resolve()}:/model:ro"
+    assert value(words, "--model") == "/model/snapshots/0ab"
+    assert value(words, "--served-model-name") == "org/name"
+
+
+def test_a_folder_that_docker_cannot_be_shown_is_said(plain, tmp_path):
+    shutil.copytree(plain.path, tmp_path / "a:b")
+    with pytest.raises(wb.WorkbenchError, match="colon"):
+        wb.serve_command(tmp_path / "a:b", "tgi")
+    assert wb.serve_command(tmp_path / "a:b", "vllm", docker=False)
+
+
+def test_the_engine_finds_the_model_under_the_name_that_the_command_gives(plain):
+    name = value(shlex.split(wb.serve_command(plain, "vllm")), "--served-model-name")
+    listed = servers.says({"object": "list", "data": [{"id": name, "object": "model"}]})
+    with servers.running(models=listed) as server, wb.run(server.url, engine="vllm", model=name) as engine:
+        assert engine.name == name

@@ -27,6 +27,12 @@ class Reason:
     basis: Basis
     check: str = ""
 
+    @property
+    def standing(self) -> str:
+        """The basis, with what the reader must not take it for."""
+        of_others = self.basis in ("published", "a rule of thumb")
+        return f"{self.basis}, not measured on your model" if of_others else self.basis
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -68,14 +74,14 @@ class Advice:
     def __repr__(self) -> str:
         lines = [f"{self.model}, for {self.use}: {self.headline}"]
         for reason in self.reasons:
-            lines.append(f"  - {reason.text} [{reason.basis}]")
+            lines.append(f"  - {reason.text} [{reason.standing}]")
             if reason.check:
                 lines.append(f"    to measure it: {reason.check}")
         return "\n".join([*lines, "", self.code])
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<li>{html.escape(each.text)} <small>[{html.escape(each.basis)}]</small>"
+            f"<li>{html.escape(each.text)} <small>[{html.escape(each.standing)}]</small>"
             + (f"<br><small>to measure it: <code>{html.escape(each.check)}</code></small>" if each.check else "")
             + "</li>"
             for each in self.reasons

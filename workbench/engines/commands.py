@@ -2,7 +2,8 @@
 
 Both read most settings from the model's own `quantization_config`; what is said here is what a reader should see, and
 what they need to be told. Options are those of their documentation (docs.vllm.ai, "Engine arguments";
-huggingface.co/docs/text-generation-inference, "Launcher arguments").
+huggingface.co/docs/text-generation-inference, "Launcher arguments"); what TGI reads is what its loaders are
+(server/text_generation_server/utils/quantization.py): of bitsandbytes it makes the weights, and reads none.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ METHODS = {  # quantization_config's method -> what the server's option calls it
     "vllm": {"": "", "compressed-tensors": "compressed-tensors", "gptq": "", "awq": ""}
     | {"bitsandbytes": "bitsandbytes", "fp8": "fp8", "mxfp4": "mxfp4", "modelopt": "modelopt"},
     "tgi": {"": "", "compressed-tensors": "compressed-tensors", "gptq": "gptq", "awq": "awq", "exl2": "exl2"}
-    | {"bitsandbytes": "", "fp8": "fp8"},
+    | {"fp8": "fp8"},
 }
 CACHES = {"vllm": {"fp8": "fp8", "fp8_e5m2": "fp8_e5m2"}, "tgi": {"fp8": "fp8_e4m3fn", "fp8_e5m2": "fp8_e5m2"}}
 INSIDE = "/model"  # where the container sees the folder
+SNAPSHOTS = "snapshots"  # of the hub's cache: folders of links into the blobs beside them
 
 
 def serve_command(
@@ -55,7 +57,7 @@ def serve_command(
     if server not in TITLES:
         raise WorkbenchError("server", f"it is {server!r:.40}", allowed='"vllm" or "tgi"')
     opened = model if isinstance(model, Checkpoint) else load(str(model))
-    method, native = _method(opened, server)
+    native = _method(opened, server)
     cache = _cache(server, kv)
     _check_context(opened, context)
     if not docker and server == "tgi":
@@ -63,33 +65,42 @@ def serve_command(
     chosen = PORTS[server] if port is None else port
     if isinstance(chosen, bool) or not isinstance(chosen, int) or not 1 <= chosen <= 65535:
         raise WorkbenchError("port", f"it is {port!r:.40}", allowed="1 to 65535")
-    name = served_name(opened)
-    place = INSIDE if docker else str(opened.path.resolve())
     if server == "vllm":
-        options = ["--served-model-name", name, "--quantization", native, "--max-model-len", context]
+        options = ["--served-model-name", served_name(opened), "--quantization", native, "--max-model-len", context]
         options += ["--kv-cache-dtype", cache]
-        if not docker:
-            return _joined(["vllm", "serve", place, *_given(options), "--host", "127.0.0.1", "--port", str(chosen)])
-        end = [IMAGES[server], "--model", place, *_given(options)]
-        inside = 8000
     else:
-        native = _bits_of_tgi(opened) if method == "bitsandbytes" else native
         longest = context - 1 if context else None
         options = ["--quantize", native, "--max-input-tokens", longest, "--max-total-tokens", context]
-        end = [IMAGES[server], "--model-id", place, *_given([*options, "--kv-cache-dtype", cache])]
-        inside = 80
-    volume = f"{opened.path.resolve()}:{INSIDE}:ro"
-    start = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "-p", f"127.0.0.1:{chosen}:{inside}", "-v", volume]
-    return _joined([*start, *end])
+        options += ["--kv-cache-dtype", cache]
+    if not docker:
+        place = str(opened.path.resolve())
+        return _joined(["vllm", "serve", place, *_given(options), "--host", "127.0.0.1", "--port", str(chosen)])
+    shown, place = _mounted(opened)
+    inside, names = (8000, "--model") if server == "vllm" else (80, "--model-id")
+    start = ["docker", "run", "--rm", "--gpus", "all", "--ipc=host", "-p", f"127.0.0.1:{chosen}:{inside}"]
+    return _joined([*start, "-v", f"{shown}:{INSIDE}:ro", IMAGES[server], names, place, *_given(options)])
 
 
 def served_name(model: Checkpoint) -> str:
-    """What the server is to call the model: its folder's name."""
-    return model.path.name
+    """What the server is to call the model: its folder's name, or its id on the hub."""
+    return model.name
 
 
-def _method(model: Checkpoint, server: str) -> tuple[str, str]:
-    """(the way of quantizing, what the server calls it)."""
+def _mounted(model: Checkpoint) -> tuple[Path, str]:
+    """(the folder that the container is shown, where the model is for it).
+
+    A model in the hub's cache is a folder of links, which lead nowhere unless the blobs beside it are shown too.
+    """
+    folder = model.path.resolve()
+    linked = folder.parent.name == SNAPSHOTS and any(each.is_symlink() for each in folder.iterdir())
+    shown, place = (folder.parents[1], f"{INSIDE}/{SNAPSHOTS}/{folder.name}") if linked else (folder, INSIDE)
+    if ":" in str(shown):
+        raise WorkbenchError(str(shown), "docker cannot be shown a folder with a colon in its path", do="rename it")
+    return shown, place
+
+
+def _method(model: Checkpoint, server: str) -> str:
+    """What the server calls the way of quantizing; "": it need not be told."""
     if model.kind == "gguf":
         raise WorkbenchError(
             model.name,
@@ -101,19 +112,13 @@ def _method(model: Checkpoint, server: str) -> tuple[str, str]:
     method = said or ("exl2" if any(info.encoding.startswith("EXL2") for info in model.matrices) else "")
     if method not in METHODS[server]:
         other = next((name for name in METHODS if method in METHODS[name]), None)
-        do = f"serve it by {TITLES[other]}" if other else 'quantize it anew: wb.quantize(model, "FP8", to=...)'
+        anew = 'quantize it anew: wb.quantize(model, "FP8", to=...)'
+        do = f"serve it by {TITLES[other]}: wb.serve_command(model, {other!r})" if other else anew
         allowed = ", ".join(name for name in METHODS[server] if name)
-        raise WorkbenchError(model.name, f"{TITLES[server]} has no {method[:40]!r}", allowed=allowed, do=do)
-    return method, METHODS[server][method]
-
-
-def _bits_of_tgi(model: Checkpoint) -> str:
-    """TGI names bitsandbytes by its bits."""
-    settings = model.config.get("quantization_config") or {}
-    kind = str(settings.get("bnb_4bit_quant_type", "nf4"))
-    return (
-        f"bitsandbytes-{kind if kind in ('nf4', 'fp4') else 'nf4'}" if settings.get("load_in_4bit") else "bitsandbytes"
-    )
+        raise WorkbenchError(
+            model.name, f"{TITLES[server]} does not read {method[:40]!r} from a folder", allowed=allowed, do=do
+        )
+    return METHODS[server][method]
 
 
 def _cache(server: str, kv: str | None) -> str | None:
