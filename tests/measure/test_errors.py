@@ -179,3 +179,19 @@ def test_a_matrix_too_large_to_open_whole_is_judged_by_spread_rows(tmp_path, mon
     detail = matrix.open_matrix(big, "model.layers.0.mlp.up_proj.weight", formats.get("NF4"))
     assert detail.rows < detail.shape[0]
     assert "of 8192 rows" in repr(detail)
+
+
+def test_of_a_large_stack_a_few_experts_are_opened_one_at_a_time(tmp_path, monkeypatch):
+    from workbench.measure import matrix
+
+    stack = "model.layers.0.mlp.experts.gate_up_proj"
+    experts = np.random.default_rng(0).standard_normal((6, 512, 256)).astype(np.float32)
+    model = wb.load(tiny.folder(tmp_path / "big", tiny.weights(layers=1) | {stack: experts}, dtype="F32"))
+    monkeypatch.setattr(matrix, "ROWS", 1 << 17)
+    read = []
+    monkeypatch.setattr(type(model), "read", lambda self, name, rows=None: read.append(rows) or experts[rows])
+    detail = matrix.open_matrix(model, stack, formats.get("Q8_0"))
+    assert [(rows.start, rows.stop) for rows in read] == [(0, 1), (2, 3), (3, 4), (5, 6)]
+    assert detail.rows == 512
+    assert detail.shape == (6 * 512, 256)
+    assert detail.original.sum() == detail.stored.sum() == 512 * 256

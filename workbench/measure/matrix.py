@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BINS = 120
 OUTLIERS = 8  # channels marked in the picture and listed beside it
+STACKED = 4  # experts of a large stack that are opened
 ROWS = 1 << 20  # weights opened at most; a larger matrix is judged by evenly spread runs of its rows
 
 
@@ -94,11 +96,13 @@ def open_matrix(
     cols = info.shape[-1]
     shape = (info.params // cols, cols)
     used = format if isinstance(format, Published) else format.used_for(shape)
-    weights = _spread_rows(partial(checkpoint.read, tensor), shape, used.row_multiple)
+    if importance is not None and importance.ndim == 2:
+        importance = importance.mean(0)  # of a stack's experts
+    weights = _spread_rows(partial(checkpoint.read, tensor), info.shape, used.row_multiple, ROWS)
     if isinstance(used, Published):
         if tensor not in used.twins:
             raise WorkbenchError(tensor, used.unlike.get(tensor, f"{used.name} has it not"))
-        stored = _spread_rows(partial(used.read, tensor), shape, 1)
+        stored = _spread_rows(partial(used.read, tensor), info.shape, 1, ROWS)
     else:
         stored = used.roundtrip(weights, importance if used.importance != "unused" else None)
     reach = float(np.abs(weights).max()) or 1.0
@@ -120,14 +124,29 @@ def open_matrix(
     )
 
 
-def _spread_rows(read: Callable[[slice | None], np.ndarray], shape: tuple[int, int], multiple: int) -> np.ndarray:
-    """All rows of a matrix of ordinary size, or evenly spread runs of a large one, float32 [rows, in]."""
-    rows, cols = shape
+def _spread_rows(
+    read: Callable[[slice | None], np.ndarray], shape: tuple[int, ...], multiple: int, most: int
+) -> np.ndarray:
+    """All rows of a matrix of ordinary size, or evenly spread runs of a large one, float32 [rows, in].
+
+    Of a large stack [experts, out, in] some experts are opened, one at a time.
+    """
+    if len(shape) == 3 and prod(shape) > most:
+        chosen = np.unique(np.linspace(0, shape[0] - 1, min(shape[0], STACKED)).round().astype(int))
+        parts = []
+        for expert in chosen.tolist():
+            one = read(slice(expert, expert + 1))[0]
+            parts.append(_spread_rows(partial(_rows_of, one), shape[1:], multiple, most // len(chosen)).copy())
+        return np.concatenate(parts)
+    rows, cols = prod(shape[:-1]), shape[-1]
     length = multiple * max(1, 64 // multiple)
-    wanted = max(1, ROWS // cols // length)
+    wanted = max(1, most // cols // length)
     starts = range(0, rows, length)
-    if len(starts) <= wanted:
+    if len(starts) <= wanted or len(shape) == 3:
         return read(None).reshape(rows, cols)
     chosen = np.linspace(0, len(starts) - 1, wanted).round().astype(int)
-    runs = [read(slice(starts[i], min(starts[i] + length, rows))) for i in chosen]
-    return np.concatenate([run.reshape(-1, cols) for run in runs])
+    return np.concatenate([read(slice(starts[i], min(starts[i] + length, rows))) for i in chosen])
+
+
+def _rows_of(matrix: np.ndarray, rows: slice | None) -> np.ndarray:
+    return matrix if rows is None else matrix[rows]
