@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import workbench as wb
-from tests import tiny
+from tests import llama_cpp, tiny
 from workbench import files, fit
 from workbench.checkpoint import Checkpoint
 from workbench.progress import Steps
@@ -146,6 +146,12 @@ def test_a_text_is_asked_for_and_groups_that_do_not_divide_are_told(source: Chec
     narrow = wb.load(tiny.folder(tmp_path / "narrow", tiny.weights(hidden=192)))
     with pytest.raises(wb.WorkbenchError, match=r"(?s)groups of 128 do not divide.*32 or 64"):
         wb.quantize(narrow, "GPTQ-4bit-g128", TEXT, to=tmp_path / "made")
+
+
+def test_experts_in_a_stack_are_refused(tmp_path: Path) -> None:
+    llama_cpp.write(tmp_path / "experts.gguf", "qwen3moe", layers=1, experts=3)
+    with pytest.raises(wb.WorkbenchError, match=r"(?s)experts as one stack.*folder of safetensors"):
+        wb.quantize(tmp_path / "experts.gguf", "GPTQ-4bit-g128", TEXT, to=tmp_path / "made")
 
 
 def test_memory_is_asked_for_before_anything_is_fetched(

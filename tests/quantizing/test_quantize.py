@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import workbench as wb
-from tests import tiny
+from tests import packed, tiny
 from workbench import files, fit, formats
 from workbench.checkpoint import Checkpoint
 from workbench.engines import build
@@ -84,6 +84,14 @@ def test_transformers_loads_what_bitsandbytes_stores(source: Checkpoint, tmp_pat
     limit = 0.1 if scheme == "LLM.int8" else 0.02  # its activations have 8 bits; the others' products bfloat16
     assert float((found - expected).abs().mean()) < limit * spread
     assert len(transformers.AutoTokenizer.from_pretrained(made.path)("the hat")["input_ids"]) > 0
+
+
+def test_a_packed_folder_is_quantized_by_its_decoded_weights(tmp_path: Path) -> None:
+    model = wb.load(packed.folder(tmp_path / "source", "GPTQ", tiny.weights()))
+    opened = wb.load(wb.quantize(model, "INT8", to=tmp_path / "made").path)
+    assert opened.tensors[UP].encoding == "INT8 g64"
+    assert np.array_equal(opened.read(UP), formats.get("INT8").roundtrip(model.read(UP)))
+    assert "gptq" not in (tmp_path / "made" / "config.json").read_text().lower()
 
 
 def test_a_tied_head_is_left_alone_and_so_is_one_of_its_own(tmp_path: Path) -> None:

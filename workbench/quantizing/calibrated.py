@@ -91,6 +91,12 @@ class Run:
                 do="text=Path(...), some ten thousand words of your use",
             )
         for info in layers(model):
+            if len(info.shape) != 2:
+                raise WorkbenchError(
+                    info.name,
+                    "it holds a layer's experts as one stack",
+                    do="quantize the model's folder of safetensors",
+                )
             if info.shape[-1] % asked.group and info.name not in changes:
                 fitting = " or ".join(str(size) for size in (32, 64, 128) if info.shape[-1] % size == 0)
                 raise WorkbenchError(
