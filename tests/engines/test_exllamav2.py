@@ -111,6 +111,7 @@ class StandIn(types.ModuleType):
             cache.current_seq_len = len(cache.read)
             assert cache.current_seq_len <= cache.max_seq_len
             scores = self.inner(torch.tensor([cache.read])).logits[:, -input_ids.shape[1] :]
+            scores = torch.nn.functional.pad(scores, (0, 24), value=-65504.0)  # as its head is, to 32 columns
             return scores[:, -1:] if last_id_only else scores
 
         def unload(self):
@@ -143,6 +144,11 @@ def test_it_is_compared_by_its_own_scores(checkpoint, library):
     assert abs(report.kl.value) < 1e-6
     assert "ExLlamaV2" in report.computed[1]
     assert "q4" in report.computed[1]
+
+
+def test_the_columns_that_its_head_is_padded_with_are_no_tokens(checkpoint, library):
+    with run(checkpoint, engine="exllamav2") as engine:
+        assert engine.logits(np.arange(3, 9)).shape == (6, engine.known)
 
 
 def test_it_is_stopped_between_tokens_and_closing_frees_the_model(checkpoint, library):

@@ -35,10 +35,22 @@ def test_every_option_is_one_of_the_converters(tmp_path):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
     ]
     known = {arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)}
-    command = exl2.command_of(Path("in"), Path("work"), Path("out"), exl2.Exl2(4.25, 8), Path("text.parquet"))
+    sample = exl2.Sample(("a", "b"), 40, 2048)
+    command = exl2.command_of(Path("in"), Path("work"), Path("out"), exl2.Exl2(4.25, 8), sample)
     assert {each for each in command if each.startswith("--")} <= known
     assert command[command.index("--bits") + 1] == "4.25"
     assert all(f'"{stage}"' in stages for stage in exl2.STAGES)
+    assert (value(command, "--dataset_rows"), value(command, "--measurement_rows")) == ("40", "16")
+    with zipfile.ZipFile(archive) as opened:
+        for stage, name in exl2.AT.items():
+            assert f'job["{name}"] = index' in opened.read(f"exllamav2/conversion/{MODULES[stage]}.py").decode()
+
+
+MODULES = {"measure_quant": "measure", "quant": "quantize"}
+
+
+def value(command, option):
+    return command[command.index(option) + 1]
 
 
 def test_without_a_gpu_it_says_what_is_missing_and_touches_nothing(model, tmp_path):
@@ -52,32 +64,99 @@ import json, shutil, sys
 from pathlib import Path
 
 said = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-work, target = Path(said["--out_dir"]), Path(said["--compile_full"])
-(work / "job_new.json").write_text(json.dumps({"progress": "quant"}))
-if (work / "once").exists():
-    for file in Path(said["--in_dir"]).iterdir():
-        shutil.copyfile(file, target / file.name)
+job = Path(said["--out_dir"]) / "job_new.json"
+if job.exists():  # as the real one, it goes by the paths of the job that it finds
+    found = json.loads(job.read_text())
+    if "invalid" in found or found["progress"] == "finished":
+        print(" ** Error: Corrupted job")
+        sys.exit()
+    Path(found["compile_full"]).mkdir(exist_ok=True)
+    for file in Path(found["in_dir"]).iterdir():
+        shutil.copyfile(file, Path(found["compile_full"]) / file.name)
 else:
-    (work / "once").touch()
+    paths = {"in_dir": said["--in_dir"], "compile_full": said["--compile_full"]}
+    job.write_text(json.dumps({"progress": "quant", **paths}))
     print("out of luck", file=sys.stderr)
     sys.exit(1)
 """
 
 
-def test_what_was_measured_is_kept_for_the_next_call(model, tmp_path, monkeypatch):
+@pytest.fixture
+def converter(tmp_path_factory, monkeypatch):
     """A script stands in for the converter: it fails once, and goes on when it finds its folder again."""
-    script = tmp_path / "converter.py"
+    script = tmp_path_factory.mktemp("script") / "converter.py"
     script.write_text(CONVERTER)
     real = exl2.command_of
     monkeypatch.setattr(exllamav2_library, "missing", lambda: [])
     monkeypatch.setattr(exl2, "command_of", lambda *given: [sys.executable, str(script), *real(*given)[4:]])
+
+
+@pytest.fixture
+def work(tmp_path_factory, monkeypatch):
+    """Where the converter works: below a cache of its own."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(exl2.files, "cache_dir", lambda: cache)
+    return cache / "exl2"
+
+
+def test_what_was_measured_is_kept_for_the_next_call_whatever_folder_that_asks_for(model, tmp_path, converter, work):
     with pytest.raises(wb.WorkbenchError, match="out of luck"):
         wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
-    assert [path.name for path in tmp_path.iterdir()] == ["converter.py"]
-    made = wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
+    made = wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "elsewhere" / "other")
     assert made.scheme == "EXL2-4bpw"
     assert json.loads((made.path / "config.json").read_text())["model_type"] == "llama"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["converter.py", "made"]
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["other"]
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", ['{"progress": "qu', '{"progress": "quant", "invalid": true}', "[]", "{}"])
+def test_a_job_that_was_cut_while_it_was_written_begins_anew(left, model, tmp_path, converter, work):
+    with pytest.raises(wb.WorkbenchError, match="out of luck"):
+        wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
+    job = next(work.rglob("job_new.json"))
+    job.write_text(left)
+    with pytest.raises(wb.WorkbenchError, match="out of luck"):  # as the first time
+        wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
+    assert wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made").path.is_dir()
+
+
+def test_a_job_that_finished_without_its_folder_is_compiled_again(model, tmp_path, converter, work):
+    with pytest.raises(wb.WorkbenchError, match="out of luck"):
+        wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
+    job = next(work.rglob("job_new.json"))
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"progress": "finished"}))
+    assert wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made").path.is_dir()
+
+
+def test_an_error_that_ends_the_converter_with_success_is_told(model, tmp_path, converter, work, monkeypatch):
+    monkeypatch.setattr(exl2, "command_of", lambda *given: [sys.executable, "-c", "print(' ## Error: no such head')"])
+    with pytest.raises(wb.WorkbenchError, match="## Error: no such head"):
+        wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_is_as_many_samples_as_it_fills(model):
+    """The converter fails where it is told to take more; the tiny model was made for 256 tokens."""
+    sample = exl2.Sample.of(model, "the lamp is on the table and the sea is far away\n\n" * 100)
+    tokens = 100 * len(
+        model.tokenizer("the lamp is on the table and the sea is far away", add_special_tokens=False)["input_ids"]
+    )
+    assert sample.length == 256
+    assert 1 <= sample.samples <= tokens // 256
+    assert len(sample.rows) == 100
+    with pytest.raises(wb.WorkbenchError, match="262 or more"):
+        exl2.Sample.of(model, "the lamp")
+
+
+def test_progress_is_read_from_a_job_that_may_be_half_written():
+    before = exl2.progress_of('{"progress": "begin"}', None)
+    text = json.dumps({"progress": "measure_quant", "last_module_idx": 7, "measurement": {"a": [1]}}, indent=4)
+    found = exl2.progress_of(text, before)
+    assert (found.done, found.total) == (2, 8)
+    assert "module 7 done" in found.message
+    assert exl2.progress_of('{"in_dir": "x", "prog', found) is found
 
 
 @pytest.mark.parametrize("name", ["EXL2-1.5bpw", "EXL2-9bpw", "EXL2-4bpw-h7"])

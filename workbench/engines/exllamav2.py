@@ -108,7 +108,7 @@ class Loaded:
             )
         if found is None:  # it was asked to stop in the middle
             raise Stopped
-        return found[0].float().cpu()
+        return found[0, :, : self.model.config.vocab_size].float().cpu()  # its head is padded to a multiple of 32
 
     def begin(self) -> None:
         """Forget what was read."""

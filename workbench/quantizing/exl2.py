@@ -10,14 +10,13 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench import files
-from workbench.checkpoint import Checkpoint, bounded_json, child
+from workbench.checkpoint import Checkpoint, child
 from workbench.engines import exllamav2_library
 from workbench.exceptions import WorkbenchError
 from workbench.measure.text import Text, text_of
@@ -39,7 +38,13 @@ STAGES = {  # of its job file, in order
     "compile": "writing the files",
     "finished": "done",
 }
-COLUMN = "text"
+AT = {
+    "measure_quant": "last_module_idx",
+    "quant": "q_last_module_idx",
+}  # its job file on the long ones, every 3 minutes
+JOB, TABLE, COLUMN = "job_new.json", "text.parquet", "text"
+LENGTH, SAMPLES, MEASURED = 2048, 100, 16  # tokens of a sample; how many it takes, and how many of them to measure on
+SPARE = 0.98  # of our count of tokens: its tokenizer may find a few less
 
 
 @dataclass(frozen=True)
@@ -100,34 +105,100 @@ def steps(model: Checkpoint, asked: Exl2, text: Text | None, target: Path) -> St
     """
     exllamav2_library.check_here()
     written = text_of(text) if text is not None else ""
+    sample = Sample.of(model, written) if written else None
     key = files.digest(model.fingerprint, asked.name, written)
     work = files.cache_dir() / "exl2" / key
-    work.mkdir(parents=True, exist_ok=True)
     with _source(model, target.parent) as source:
+        _take_up(work, source, target)
         yield from folder.write_steps(model, {}, folder.laid_out(model, {}), None, source)
-        command = command_of(source, work, target, asked, _table(written, work))
-
-        def progress() -> Progress:
-            return _progress(work)
+        command = command_of(source, work, target, asked, sample)
+        if sample is not None:
+            sample.write(work)
 
         try:
-            yield from child.run_steps(command, progress)
+            said = yield from child.run_steps(command, Watch(work))
         except child.Failed as reason:
-            last = [line for line in str(reason).strip().splitlines() if line.strip()][-1:] or [""]
-            raise WorkbenchError(
-                model.name,
-                f"ExLlamaV2's converter gave up: {last[0][:500]}",
-                do="see whether it knows this architecture",
-            ) from reason
+            raise _gave_up(model, str(reason)) from reason
+        if not (target / "config.json").is_file():  # what it finds wrong ends it with the status of success
+            raise _gave_up(model, said)
     shutil.rmtree(work, ignore_errors=True)
 
 
-def command_of(source: Path, work: Path, target: Path, asked: Exl2, table: Path | None) -> list[str]:
+def _gave_up(model: Checkpoint, said: str) -> WorkbenchError:
+    last = [line for line in said.strip().splitlines() if line.strip()][-1:] or ["it said nothing"]
+    found = f"ExLlamaV2's converter gave up: {last[0].strip()[:500]}"
+    return WorkbenchError(model.name, found, do="see whether it knows this architecture")
+
+
+def _take_up(work: Path, source: Path, target: Path) -> None:
+    """Ready `work` for the converter, which takes the paths of the job that it finds there instead of its options.
+
+    So they are set to this call's. A job that it could not go on with is thrown away: one that was cut while it was
+    being written, or between two files that belong together, which it marks as invalid.
+    """
+    file = work / JOB
+    try:
+        job = json.loads(file.read_bytes())
+        sound = "invalid" not in job and job["progress"] in STAGES
+    except (OSError, ValueError, TypeError, KeyError):
+        sound = False
+    if not sound:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        return
+    if job["progress"] == "finished":  # but its folder never got its name
+        job["progress"] = "compile"
+    job |= {"in_dir": str(source), "compile_full": str(target)}
+    with files.whole(file) as temporary:
+        temporary.write_text(json.dumps(job, indent=4), encoding="utf-8")
+
+
+def command_of(source: Path, work: Path, target: Path, asked: Exl2, sample: Sample | None) -> list[str]:
     """The converter's command; it goes on by itself with a `work` folder that holds a job."""
     command = [sys.executable, "-P", "-m", "exllamav2.conversion.convert_exl2"]
     command += ["--in_dir", str(source), "--out_dir", str(work), "--compile_full", str(target)]
     command += ["--bits", f"{asked.bits:g}", "--head_bits", str(asked.head)]
-    return command + (["--cal_dataset", str(table)] if table else [])
+    return command + (sample.options(work) if sample else [])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text as the converter reads it: rows of a table, and how many samples of how many tokens they make.
+
+    It fails where the table has fewer tokens than it is told to take.
+    """
+
+    rows: tuple[str, ...]
+    samples: int
+    length: int
+
+    @classmethod
+    def of(cls, model: Checkpoint, text: str) -> Sample:
+        """Raises WorkbenchError: a text too short to measure on."""
+        rows = tuple(part for part in text.split("\n\n") if part.strip())
+        read = model.tokenizer
+        tokens = sum(len(each) for each in read(list(rows), add_special_tokens=False)["input_ids"])
+        longest = model.config.get("max_position_embeddings")
+        length = min(LENGTH, longest) if isinstance(longest, int) and longest > 0 else LENGTH
+        samples = int(tokens * SPARE) // length
+        if not samples:
+            raise WorkbenchError("text", f"it has {tokens:,} tokens", allowed=f"{int(length / SPARE) + 1:,} or more")
+        return cls(rows, min(samples, SAMPLES), length)
+
+    def options(self, work: Path) -> list[str]:
+        """What the converter is told of it."""
+        few, length = str(min(self.samples, MEASURED)), str(self.length)
+        told = ["--cal_dataset", str(work / TABLE), "--dataset_rows", str(self.samples), "--length", length]
+        return [*told, "--measurement_rows", few, "--measurement_length", length]
+
+    def write(self, work: Path) -> None:
+        """The table, once."""
+        import pandas as pd
+
+        if not (work / TABLE).exists():
+            with files.whole(work / TABLE) as temporary:
+                frame = pd.DataFrame({COLUMN: list(self.rows)})
+                frame.to_parquet(temporary, engine="fastparquet")  # which ExLlamaV2 brings
 
 
 @contextmanager
@@ -142,29 +213,28 @@ def _source(model: Checkpoint, beside: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _table(text: str, work: Path) -> Path | None:
-    """The text as the table that the converter reads: a row for each paragraph."""
-    if not text:
-        return None
-    import pandas as pd
+class Watch:
+    """How far the converter's job file says it is, looked at again only when it was written anew."""
 
-    place = work / "text.parquet"
-    if not place.exists():
-        with tempfile.TemporaryDirectory(dir=work) as scratch:
-            made = Path(scratch) / "text.parquet"
-            rows = [part for part in text.split("\n\n") if part.strip()]
-            pd.DataFrame({COLUMN: rows}).to_parquet(made, engine="fastparquet")  # which ExLlamaV2 brings
-            made.rename(place)
-    return place
+    def __init__(self, work: Path) -> None:
+        self._file, self._seen = work / JOB, 0
+        self._found = Progress(0, len(STAGES) - 1, " stages", f"EXL2: {STAGES['begin']}")
+
+    def __call__(self) -> Progress:
+        try:
+            written = self._file.stat().st_mtime_ns
+            if written != self._seen:
+                self._seen, self._found = written, progress_of(self._file.read_text(encoding="utf-8"), self._found)
+        except OSError:  # not there yet
+            pass
+        return self._found
 
 
-def _progress(work: Path) -> Progress:
-    """How far its job file says it is."""
-    file = work / "job_new.json"
-    try:
-        stage = str(bounded_json.read(file).get("progress")) if file.is_file() else "begin"
-    except (WorkbenchError, json.JSONDecodeError):  # it is writing it
-        stage = "begin"
-    names = list(STAGES)
-    done = names.index(stage) if stage in names else 0
-    return Progress(done, len(names) - 1, " stages", f"EXL2: {STAGES.get(stage, stage)[:60]}")
+def progress_of(job: str, before: Progress) -> Progress:
+    """What a job file says, which may be half written: it holds a measurement of some MB, so it is not parsed."""
+    stage = re.search(r'"progress": "(\w+)"', job)
+    if stage is None or stage[1] not in STAGES:
+        return before
+    module = re.search(rf'"{AT[stage[1]]}": (\d+)', job) if stage[1] in AT else None
+    where = f", module {module[1]} done" if module else ""
+    return Progress(list(STAGES).index(stage[1]), len(STAGES) - 1, " stages", f"EXL2: {STAGES[stage[1]]}{where}")
