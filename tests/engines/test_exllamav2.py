@@ -38,7 +38,7 @@ def source(tmp_path_factory):
     archive = drain(wheel.fetch_steps(WHEEL, folder, "ExLlamaV2's source"))
     found: dict[str, dict[str, list[str]]] = {}
     with zipfile.ZipFile(archive) as opened:
-        for name in ("config", "model", "cache"):
+        for name in ("config", "model", "cache", "linear"):
             for node in ast.parse(opened.read(f"exllamav2/{name}.py")).body:
                 if isinstance(node, ast.ClassDef):
                     methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
@@ -60,6 +60,7 @@ def test_every_call_of_the_adapter_fits_the_librarys_signatures(source):
     assert forward[:3] == ["self", "input_ids", "cache"]
     assert {"last_id_only", "abort_event", "cpu_logits"} <= set(forward)
     assert source["ExLlamaV2"]["unload"] == ["self"]
+    assert source["ExLlamaV2Linear"]["get_weight_tensor_dq"] == ["self"]  # of the benchmark
     for name, _ in exllamav2.CACHES.values():
         assert {"model", "max_seq_len", "lazy"} <= set(source[name]["__init__"])
         assert name in source["exports"][""]
@@ -93,6 +94,15 @@ class StandIn(types.ModuleType):
         def __init__(self, model, max_seq_len=-1, lazy=False):
             super().__init__(model, max_seq_len, lazy)
 
+    ExLlamaV2Cache_Q6 = ExLlamaV2Cache_Q8 = ExLlamaV2Cache_Q4
+
+    class Linear:
+        def __init__(self, linear):
+            self.linear = linear
+
+        def get_weight_tensor_dq(self):
+            return torch.nn.functional.pad(self.linear.weight.data.T.half(), (0, 8))
+
     class ExLlamaV2:
         def __init__(self, config):
             self.config = config
@@ -101,6 +111,11 @@ class StandIn(types.ModuleType):
         def load_autosplit(self, cache, callback=None):
             self.inner = build.model_of(wb.load(self.config.model_dir), dtype="float32", device="cpu")
             self.config.vocab_size = self.inner.config.vocab_size
+            self.modules_dict = {
+                name: StandIn.Linear(each)
+                for name, each in self.inner.named_modules()
+                if isinstance(each, torch.nn.Linear)
+            }
             callback(1, 2)
             callback(2, 2)
 
@@ -120,6 +135,11 @@ class StandIn(types.ModuleType):
 
 @pytest.fixture
 def library(monkeypatch):
+    return put_in_place(monkeypatch)
+
+
+def put_in_place(monkeypatch):
+    """Let the stand-in be found where the library would be."""
     made = StandIn("exllamav2")
     monkeypatch.setitem(sys.modules, "exllamav2", made)
     monkeypatch.setattr(exllamav2_library, "missing", lambda: [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
+from benchmarks import gpu
 from tests.engines import models
-from tests.engines.test_exllamav2 import WHEEL
+from tests.engines.test_exllamav2 import WHEEL, put_in_place
 from workbench.checkpoint import wheel
 from workbench.engines import exllamav2_library
 from workbench.progress import drain
@@ -92,6 +94,11 @@ def converter(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
+def library(monkeypatch):
+    return put_in_place(monkeypatch)
+
+
+@pytest.fixture
 def work(tmp_path_factory, monkeypatch):
     """Where the converter works: below a cache of its own."""
     cache = tmp_path_factory.mktemp("cache")
@@ -128,6 +135,29 @@ def test_a_job_that_finished_without_its_folder_is_compiled_again(model, tmp_pat
     job = next(work.rglob("job_new.json"))
     job.write_text(json.dumps(json.loads(job.read_text()) | {"progress": "finished"}))
     assert wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made").path.is_dir()
+
+
+def test_the_benchmark_for_a_gpu_runs_through(model, tmp_path, converter, work, library, capsys):
+    """With stand-ins for the library and for the converter, which copies floats: its calls are seen, no figures."""
+    text = tmp_path / "text.txt"
+    text.write_text("the lamp is on the table and the sea is far away\n" * 200)
+    with pytest.raises(wb.WorkbenchError, match="out of luck"):
+        wb.quantize(model, "EXL2-4.0bpw", to=tmp_path / "made")
+    found = gpu.exllamav2(argparse.Namespace(model=model.path, text=text))
+    rows = capsys.readouterr().out
+    assert found.missed == 0, rows
+    assert all(f"cache in {kv}" in rows for kv in ("f16", "q8", "q6", "q4"))
+    assert "greatest difference of a weight" in rows
+
+
+def test_a_weight_that_our_reader_decodes_otherwise_is_found(model, library):
+    with wb.run(model, engine="exllamav2") as engine:
+        off, count = gpu.decoded_apart(engine, model)
+        assert off < 0.001  # float16's rounding
+        assert count == sum(info.layer is not None for info in model.matrices)
+        module = engine._loaded.model.modules_dict["model.layers.1.mlp.up_proj"]
+        module.linear.weight.data[3, 5] += 0.1
+        assert gpu.decoded_apart(engine, model)[0] > 0.1
 
 
 def test_an_error_that_ends_the_converter_with_success_is_told(model, tmp_path, converter, work, monkeypatch):
