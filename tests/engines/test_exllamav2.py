@@ -219,11 +219,15 @@ def test_a_context_longer_than_trained_is_refused(context, checkpoint):
 
 
 def test_what_it_does_not_read_is_refused(tmp_path):
-    awq = models.opened(tmp_path / "awq")
-    awq.config["quantization_config"] = {"quant_method": "awq"}
+    model = models.opened(tmp_path / "model")
+    model.config["quantization_config"] = {"quant_method": "awq"}
     with pytest.raises(WorkbenchError, match="does not read 'awq'"):
-        run(awq, engine="exllamav2")
+        run(model, engine="exllamav2")
+    for settings in ({"bits": 8}, {"bits": 4, "dynamic": {"+:.*down_proj": {"bits": 8}, "-:.*head": {}}}):
+        model.config["quantization_config"] = {"quant_method": "gptq", **settings}
+        with pytest.raises(WorkbenchError, match="does not read GPTQ in 8 bits"):
+            run(model, engine="exllamav2")
     with pytest.raises(WorkbenchError, match="GGUF"):
         run(wb.load("demo"), engine="exllamav2")
     with pytest.raises(WorkbenchError, match="no such option"):
-        run(awq, "Q4_0", engine="exllamav2")
+        run(model, "Q4_0", engine="exllamav2")

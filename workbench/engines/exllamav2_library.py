@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from workbench.checkpoint import Checkpoint
 from workbench.exceptions import WorkbenchError, need
@@ -52,14 +53,25 @@ def check_model(checkpoint: Checkpoint) -> None:
             checkpoint.name, "ExLlamaV2 reads folders of safetensors, and this is a GGUF", do='engine="llama.cpp"'
         )
     settings = checkpoint.config.get("quantization_config")
-    method = str(settings.get("quant_method", "")).lower() if isinstance(settings, dict) else ""
-    if method and method not in READS:
+    settings = settings if isinstance(settings, dict) else {}
+    method = str(settings.get("quant_method", "")).lower()
+    found = f"{method[:40]!r}" if method and method not in READS else ""
+    if method == "gptq" and (others := _bits_of_gptq(settings) - {4}):  # it reads words of 4 bits, whatever is said
+        found = f"GPTQ in {', '.join(sorted(map(str, others)))} bits"
+    if found:
         raise WorkbenchError(
             checkpoint.name,
-            f"ExLlamaV2 does not read {method[:40]!r}",
+            f"ExLlamaV2 does not read {found}",
             allowed="EXL2, GPTQ in 4 bits, or plain 16-bit weights",
             do='engine="transformers" runs it by decoded weights',
         )
+
+
+def _bits_of_gptq(settings: dict[str, Any]) -> set[int]:
+    """Bits of all matrices, those with settings of their own too."""
+    rules = settings.get("dynamic")
+    said = [settings, *(rules.values() if isinstance(rules, dict) else ())]
+    return {bits for each in said if isinstance(each, dict) and isinstance(bits := each.get("bits"), int)}
 
 
 def library() -> ModuleType:
