@@ -235,7 +235,7 @@ def test_memory_stays_the_same_for_a_model_of_many_times_the_size(tmp_path: Path
         finally:
             tracemalloc.stop()
 
-    assert peak(24) < 1.1 * peak(3)
+    assert peak(24) < 1.5 * peak(3)  # of eight times the weights; names and hashes grow with the tensors
 
 
 def test_a_plan_of_another_model_and_a_folder_as_target_are_refused(source: Checkpoint, tmp_path: Path) -> None:
