@@ -25,6 +25,9 @@ EXTRAS = (
     *(".attn.bias", ".attention.bias", ".masked_bias"),
 )
 
+# What configs call the length that a model was made for.
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
@@ -73,6 +76,25 @@ class Checkpoint:
     def architecture(self) -> str:
         """The model type, by transformers' name for a folder and llama.cpp's for a GGUF."""
         return str(self.metadata.get("general.architecture") or self.config.get("model_type") or "")
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """What config.json says of how the weights are quantized; {} where it says nothing."""
+        settings = self.config.get("quantization_config")
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def quant_method(self) -> str:
+        """The way of quantizing that config.json names, such as "gptq"; "" where it names none."""
+        return str(self.quantization.get("quant_method", "")).lower()
+
+    @property
+    def longest_context(self) -> int | None:
+        """The most tokens the model was made for; None: its config does not say."""
+        text = self.config.get("text_config")
+        config = text if isinstance(text, dict) else self.config  # of a model with other towers beside the text's
+        sizes = (config.get(name) for name in CONTEXT_NAMES)
+        return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
     @property
     def tied_head(self) -> bool:

@@ -107,9 +107,7 @@ def _method(model: Checkpoint, server: str) -> str:
             f"it is a GGUF file, which {TITLES[server]} does not serve well",
             do='wb.serve(path) serves it by llama.cpp; wb.quantize(model, "FP8", to=...) makes a folder for this',
         )
-    settings = model.config.get("quantization_config")
-    said = str(settings.get("quant_method", "")).lower() if isinstance(settings, dict) else ""
-    method = said or ("exl2" if any(info.encoding.startswith("EXL2") for info in model.matrices) else "")
+    method = model.quant_method or ("exl2" if any(info.encoding.startswith("EXL2") for info in model.matrices) else "")
     if method not in METHODS[server]:
         other = next((name for name in METHODS if method in METHODS[name]), None)
         anew = 'quantize it anew: wb.quantize(model, "FP8", to=...)'
@@ -130,8 +128,7 @@ def _cache(server: str, kv: str | None) -> str | None:
 
 
 def _check_context(model: Checkpoint, context: int | None) -> None:
-    said = model.config.get("max_position_embeddings")
-    longest = said if isinstance(said, int) and said > 0 else 1 << 24
+    longest = model.longest_context or 1 << 24
     whole = isinstance(context, int) and not isinstance(context, bool)
     if context is not None and not (whole and 2 <= context <= longest):
         raise WorkbenchError(

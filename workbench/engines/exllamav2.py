@@ -68,8 +68,7 @@ def cache_name(kv: str | tuple[str, str] | None) -> str:
 
 def context_of(checkpoint: Checkpoint, asked: int | None) -> int:
     """Tokens of prompt and reply together, at most what the model was made for."""
-    said = checkpoint.config.get("max_position_embeddings")
-    longest = said if isinstance(said, int) and said > 0 else CONTEXT
+    longest = checkpoint.longest_context or CONTEXT
     if asked is None:
         return min(longest, CONTEXT)
     if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= longest:

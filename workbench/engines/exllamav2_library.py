@@ -52,11 +52,11 @@ def check_model(checkpoint: Checkpoint) -> None:
         raise WorkbenchError(
             checkpoint.name, "ExLlamaV2 reads folders of safetensors, and this is a GGUF", do='engine="llama.cpp"'
         )
-    settings = checkpoint.config.get("quantization_config")
-    settings = settings if isinstance(settings, dict) else {}
-    method = str(settings.get("quant_method", "")).lower()
+    method = checkpoint.quant_method
     found = f"{method[:40]!r}" if method and method not in READS else ""
-    if method == "gptq" and (others := _bits_of_gptq(settings) - {4}):  # it reads words of 4 bits, whatever is said
+    if method == "gptq" and (
+        others := _bits_of_gptq(checkpoint.quantization) - {4}
+    ):  # it reads words of 4 bits, whatever is said
         found = f"GPTQ in {', '.join(sorted(map(str, others)))} bits"
     if found:
         raise WorkbenchError(

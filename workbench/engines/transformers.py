@@ -12,6 +12,7 @@ import numpy as np
 
 from workbench import fit, formats
 from workbench.checkpoint import Checkpoint
+from workbench.checkpoint.checkpoint import CONTEXT_NAMES
 from workbench.engines import build, room
 from workbench.engines.answering import Draft, check_known
 from workbench.engines.base import Can
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 QUALITY = "the quality of the format, not its speed or its memory"
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 def open_steps(

@@ -13,7 +13,6 @@ from typing import TypeAlias
 import numpy as np
 
 from workbench.checkpoint import Checkpoint
-from workbench.engines.transformers import CONTEXT_NAMES
 from workbench.exceptions import WorkbenchError
 
 Text: TypeAlias = "str | Path | Sequence[str]"
@@ -140,18 +139,10 @@ def vocabulary(checkpoint: Checkpoint) -> int | None:
     return found.shape[0] if found else None
 
 
-def longest_context(checkpoint: Checkpoint) -> int | None:
-    """The most tokens the model was made for; None: its config does not say."""
-    text = checkpoint.config.get("text_config")
-    config = text if isinstance(text, dict) else checkpoint.config  # of a model with other towers beside the text's
-    sizes = (config.get(name) for name in CONTEXT_NAMES)
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
-
-
 def check_context(checkpoint: Checkpoint, context: int) -> None:
     """Raise WorkbenchError for a context that is no number of tokens, or longer than the model's."""
     _check_count("context", context)
-    longest = longest_context(checkpoint)
+    longest = checkpoint.longest_context
     if longest is not None and context > longest:
         raise WorkbenchError(
             "context",

@@ -132,7 +132,7 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="quantize.tmp-", dir=target.parent) as scratch:
             source = Path(scratch) / "source"
             source.mkdir()
-            yield from folder.write_steps(self.model, {}, folder.laid_out(self.model, {}), None, source)
+            yield from folder.plain_steps(self.model, source)
             job = self._job(libraries, source, target, Path(scratch))
             (Path(scratch) / "job.json").write_text(json.dumps(job), encoding="utf-8")
             said = Path(job["said"])

@@ -110,7 +110,7 @@ def steps(model: Checkpoint, asked: Exl2, text: Text | None, target: Path) -> St
     work = files.cache_dir() / "exl2" / key
     with _source(model, target.parent) as source:
         _take_up(work, source, target)
-        yield from folder.write_steps(model, {}, folder.laid_out(model, {}), None, source)
+        yield from folder.plain_steps(model, source)
         command = command_of(source, work, target, asked, sample)
         if sample is not None:
             sample.write(work)
@@ -178,8 +178,7 @@ class Sample:
         rows = tuple(part for part in text.split("\n\n") if part.strip())
         read = model.tokenizer
         tokens = sum(len(each) for each in read(list(rows), add_special_tokens=False)["input_ids"])
-        longest = model.config.get("max_position_embeddings")
-        length = min(LENGTH, longest) if isinstance(longest, int) and longest > 0 else LENGTH
+        length = min(LENGTH, model.longest_context or LENGTH)
         samples = int(tokens * SPARE) // length
         if not samples:
             raise WorkbenchError("text", f"it has {tokens:,} tokens", allowed=f"{int(length / SPARE) + 1:,} or more")

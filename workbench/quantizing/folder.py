@@ -140,6 +140,11 @@ def write_steps(
     yield from _compare_steps(model, matrices, folder)
 
 
+def plain_steps(model: Checkpoint, folder: Path) -> Steps[None]:
+    """Fill `folder` with the model in plain floats, for a program that quantizes it."""
+    return write_steps(model, {}, laid_out(model, {}), None, folder)
+
+
 def _pieces(model: Checkpoint, info: TensorInfo, stored: Stored | None) -> Iterator[tuple[str, int, bytes, int]]:
     """(tensor of the folder, where in it, bytes, bytes of the source read for it)."""
     name = model.hf_name(info.name)

@@ -24,7 +24,7 @@ def is_packed(info: TensorInfo) -> bool:
 
 def is_needed(model: Checkpoint) -> bool:
     """Whether the weights must be decoded first. The experts of gpt-oss need not: llama.cpp has MXFP4 itself."""
-    native = _method(model) == "mxfp4"
+    native = model.quant_method == "mxfp4"
     return any(is_packed(info) and not native for info in model.tensors.values())
 
 
@@ -71,8 +71,3 @@ def write_steps(model: Checkpoint, path: Path) -> Steps[None]:
 
 def _kept(info: TensorInfo) -> Format | None:
     return formats.get("F32") if is_packed(info) else None
-
-
-def _method(model: Checkpoint) -> str:
-    settings = model.config.get("quantization_config")
-    return str(settings.get("quant_method", "")).lower() if isinstance(settings, dict) else ""
