@@ -5,7 +5,9 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +44,25 @@ def read_header(path: Path) -> Header:
     """
     with opened(path) as (file, size):
         return parse_header(path, file, size)
+
+
+def header_of(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+    """The bytes that stand before the tensors' own in a new file, padded so that those begin at a multiple of 8.
+
+    Args:
+        tensors: name -> (data type, shape, where its bytes begin, counted from the end of the header).
+    """
+    said: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, (kind, shape, start) in tensors.items():
+        said[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, start + nbytes_of(kind, shape)]}
+    text = json.dumps(said).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def nbytes_of(kind: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor of this data type and shape."""
+    return BITS[kind] * math.prod(shape) // 8
 
 
 def parse_header(path: Path, file: BinaryIO, size: int) -> Header:

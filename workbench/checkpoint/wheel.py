@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,28 +33,49 @@ def fetch_steps(wheel: Wheel, scratch: Path, what: str, *, otherwise: str = "") 
     Raises:
         WorkbenchError: there is no pip, or pip could not get it; the text says why.
     """
+    check_pip(what, f"the wheel {wheel.requirement}", otherwise)
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    options = ["--require-hashes", "--only-binary=:all:", "--dest", str(scratch), "--requirement", str(requirements)]
+    yield from pip_steps(["download", *options], scratch, wheel.nbytes, what, wheel.requirement, otherwise=otherwise)
+    (archive,) = scratch.glob("*.whl")
+    return archive
+
+
+def check_pip(what: str, wanted: str, otherwise: str = "") -> None:
+    """Raise WorkbenchError where this Python has no pip."""
     if importlib.util.find_spec("pip") is None:
         raise WorkbenchError(
             what,
-            f"this Python has no pip to fetch the wheel {wheel.requirement} with",
+            f"this Python has no pip to fetch {wanted} with",
             do=f"run `{sys.executable} -m ensurepip`{otherwise and f'; or {otherwise}'}",
         )
-    requirements = scratch / "requirements.txt"
-    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
-    options = "--no-deps --require-hashes --only-binary=:all: --no-input --quiet --disable-pip-version-check"
-    command = [sys.executable, "-P", "-m", "pip", "download", *options.split()]
-    command += ["--dest", str(scratch), "--requirement", str(requirements)]
+
+
+def pip_steps(
+    arguments: Sequence[str], scratch: Path, nbytes: int, what: str, wanted: str, *, otherwise: str = ""
+) -> Steps[None]:
+    """Run pip, without dependencies, with all that it writes in the folder `scratch`; yields how much that is.
+
+    Args:
+        nbytes: about what it comes to.
+        what, wanted: what messages are about, and what they call the thing that is fetched.
+
+    Raises:
+        WorkbenchError: pip could not get it; the text says why.
+    """
+    verb, *more = arguments
+    options = ["--no-deps", "--no-input", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", verb, *options, *more]
 
     def progress() -> Progress:
-        return Progress(min(files.size_of(scratch), wheel.nbytes), wheel.nbytes, "B", f"downloading {what}")
+        return Progress(min(files.size_of(scratch), nbytes), nbytes, "B", f"downloading {what}")
 
     try:  # pip downloads into TMPDIR first, where the progress can be seen
         yield from child.run_steps(command, progress, environment={**os.environ, "TMPDIR": str(scratch)})
     except child.Failed as reason:
         raise WorkbenchError(
             what,
-            f"pip could not fetch {wheel.requirement}: {str(reason)[-1000:]}",
+            f"pip could not fetch {wanted}: {str(reason)[-1000:]}",
             do=f"check the connection or pip's index{otherwise and f'; or {otherwise}'}",
         ) from reason
-    (archive,) = scratch.glob("*.whl")
-    return archive

@@ -8,7 +8,6 @@ imported from there by that process alone, behind everything that is installed.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import files, fit
-from workbench.checkpoint import Checkpoint, child
+from workbench.checkpoint import Checkpoint, child, wheel
 from workbench.exceptions import WorkbenchError, need
 from workbench.formats import Format
 from workbench.formats.integer import FORMATS as INTEGERS
@@ -199,24 +198,12 @@ def libraries_steps() -> Steps[Path]:
     place = files.cache_dir() / "gptqmodel" / files.digest(LIBRARIES, sys.version_info[:2])[:16]
     if place.is_dir():
         return place
-    if importlib.util.find_spec("pip") is None:
-        raise WorkbenchError(
-            "gptqmodel", "this Python has no pip to fetch it with", do=f"{sys.executable} -m ensurepip"
-        )
+    wheel.check_pip("gptqmodel", "it")
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetch.tmp-", dir=place.parent) as scratch:
         made = Path(scratch) / "libraries"
-        options = ("--no-deps", "--no-input", "--quiet", "--disable-pip-version-check")
-        command = [sys.executable, "-P", "-m", "pip", "install", *options, "--target", str(made), *LIBRARIES]
-
-        def progress() -> Progress:
-            return Progress(min(files.size_of(Path(scratch)), ABOUT), ABOUT, "B", "fetching gptqmodel")
-
-        try:
-            yield from child.run_steps(command, progress, environment={**os.environ, "TMPDIR": scratch})
-        except child.Failed as reason:
-            found = f"pip could not fetch it: {str(reason)[-1000:]}"
-            raise WorkbenchError("gptqmodel", found, do="check the connection or pip's index") from reason
+        install = ["install", "--target", str(made), *LIBRARIES]
+        yield from wheel.pip_steps(install, Path(scratch), ABOUT, "gptqmodel", "it")
         if not place.is_dir():  # another process may have been quicker
             made.rename(place)
     return place

@@ -7,13 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import gcd, prod
+from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workbench.checkpoint import Checkpoint, TensorInfo, load, values
+from workbench.checkpoint import Checkpoint, TensorInfo, load, safetensors, values
 from workbench.exceptions import WorkbenchError
 from workbench.formats.rows import chunks
 from workbench.progress import Progress, Steps
@@ -25,7 +25,6 @@ HELD = 8 * 4 << 20  # bytes of a run of rows while it is encoded
 SAMPLE = 1 << 16  # weights of each matrix that are compared when the folder is read back
 HALF = np.dtype("<f2")
 LEFT_OUT = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".py", ".index.json")
-SIZES = {"F8_E4M3": 1, "I8": 1, "U8": 1, "F16": 2, "BF16": 2, "F32": 4, "I32": 4, "I64": 8}
 LONGEST_NAME = 200  # letters of a file that is copied along
 
 
@@ -41,7 +40,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        return SIZES[self.kind] * prod(self.shape)
+        return safetensors.nbytes_of(self.kind, self.shape)
 
 
 @dataclass
@@ -72,14 +71,8 @@ class Shards:
         )
 
     def head(self, shard: int) -> bytes:
-        said: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        for entry in self.entries.values():
-            if entry.shard == shard:
-                where = [entry.offset, entry.offset + entry.nbytes]
-                said[entry.name] = {"dtype": entry.kind, "shape": list(entry.shape), "data_offsets": where}
-        text = json.dumps(said).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        mine = (entry for entry in self.entries.values() if entry.shard == shard)
+        return safetensors.header_of({entry.name: (entry.kind, entry.shape, entry.offset) for entry in mine})
 
 
 def laid_out(model: Checkpoint, matrices: Mapping[str, Stored]) -> Shards:

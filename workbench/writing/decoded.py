@@ -6,11 +6,10 @@ float. Everything else is copied as it is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from workbench import formats
-from workbench.checkpoint import Checkpoint, TensorInfo
+from workbench.checkpoint import Checkpoint, TensorInfo, safetensors
 from workbench.exceptions import WorkbenchError
 from workbench.formats import Format
 from workbench.progress import Progress, Steps
@@ -48,19 +47,17 @@ def write_steps(model: Checkpoint, path: Path) -> Steps[None]:
     """
     tensors = list(model.tensors.values())
     used = {info.name: kept for info in tensors if (kept := _kept(info)) is not None}
-    head: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places: dict[str, tuple[str, tuple[int, ...], int]] = {}
     end = 0
     for info in tensors:
         if info.problem:
             raise WorkbenchError(f"{model.name}, tensor {info.name}", info.problem)
-        start, end = end, end + stored.nbytes(info, used.get(info.name))
-        kind = "F32" if info.name in used else info.encoding
-        head[info.name] = {"dtype": kind, "shape": list(info.shape), "data_offsets": [start, end]}
-    text = json.dumps(head).encode()
+        places[info.name] = "F32" if info.name in used else info.encoding, info.shape, end
+        end += stored.nbytes(info, used.get(info.name))
     done = 0
     try:
         with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(safetensors.header_of(places))
             for info, raw in stored.stream(model, tensors, used, {}):
                 file.write(raw)
                 done += len(raw)
